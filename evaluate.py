@@ -523,8 +523,10 @@ def show(reports):
     for file in files:
         rows = zip(*(found[file, model] for model in models), strict=True)
         for row in islice(rows, 1 if len(files) > 1 else None):
-            cells = (f"{x['score']:.3f} [{x['low']:.3f} {x['high']:.3f}] "
-                     f"{x['right there'] / (x['better is shorter'] or math.nan):6.3f}" for x in row)
+            short = (f"{x['right there'] / x['better is shorter']:.3f}" if x["better is shorter"]
+                     else "-" for x in row)  # "-": the better one never is the shorter
+            cells = (f"{x['score']:.3f} [{x['low']:.3f} {x['high']:.3f}] {part:>6}"
+                     for x, part in zip(row, short, strict=True))
             text.append(f"{Path(file).stem[:14] + ': ' + row[0]['name']:42.42}"
                         + "".join(f"{cell:>28}" for cell in cells)
                         + f"{row[0]['longer wins']:13.3f}{row[0]['n']:7,}")
