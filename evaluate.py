@@ -229,8 +229,9 @@ BENCHES = {  # values, lines, repository, files
     "rmbench": (rmbench_values, rmbench_lines, "THU-KEG/RM-Bench", ("total_dataset.json",)),
     "judgebench": (judgebench_values, judgebench_lines, "ScalerLab/JudgeBench",
                    ("data/gpt-", "data/claude-"))}
-FORMS = {"pairs": (pair_values, plain_lines), "best of n": (bestofn_values, plain_lines),
-         "3 x 3 styles": BENCHES["rmbench"]}  # own files
+FORMS = {  # own files
+    **dict.fromkeys(("pairs", "pairs without a prompt"), (pair_values, plain_lines)),
+    "best of n": (bestofn_values, plain_lines), "3 x 3 styles": BENCHES["rmbench"]}
 
 
 # --- the judge -------------------------------------------------------------------------------
@@ -364,7 +365,8 @@ class RewardModel:
             if self.single:
                 s = np.diag(odds)
                 odds = s[:, None] - s + np.diag(s)
-            yield Judged(item._replace(prompt="", responses=()), data.prompt_key(item.prompt),
+            bare = item._replace(prompt="", responses=(), where="")
+            yield Judged(bare, data.prompt_key(item.prompt),
                          np.array([len(text) for text in item.responses]), odds)
 
 
@@ -422,7 +424,7 @@ def open_data(name, limit=0):
 
     def spread(n):
         k = min(limit or n, n)
-        return {i * n // k for i in range(k)}
+        return {i * n // k for i in range(k)} if k < n else range(n)
 
     if name in BENCHES:
         _, _, repo, files = BENCHES[name]
@@ -462,7 +464,8 @@ def to_item(row, where):
     sides = [row.get("chosen"), row.get("rejected")]
     if not any(map(texts, sides)):
         pair = data.to_pair(row, where)
-        return "pairs", Item(pair.prompt, pair[1:3], 1, pair.subset, pair.domain, where)
+        item = Item(pair.prompt, pair[1:3], 1, pair.subset, pair.domain, where)
+        return "pairs" if "prompt" in row else "pairs without a prompt", item
     sides = [[side] if isinstance(side, str) else side for side in sides]
     if not all(map(texts, sides)):
         raise ValueError(f"{where}: chosen and rejected: give lists of strings, none empty")
@@ -480,8 +483,9 @@ def to_item(row, where):
 
 
 def report(bench, judged):
-    """What results.json says of one model and benchmark. Intervals are of bootstrap samples of
-    whole prompts, or groups of a tag; a mean is over those items in a sample that have its name."""
+    """What results.json says of one model and benchmark, and "draws" (RESAMPLES, lines). Intervals
+    are of these, bootstrap samples of whole prompts, or groups of a tag; a mean is over those items
+    in a sample that have its name."""
     def table(judged):
         by_tag = {j.item.tag: j for j in judged}
         found = [bench[0](j, by_tag) for j in judged]
@@ -494,15 +498,16 @@ def report(bench, judged):
             return total / np.maximum(n, 1) @ weights / ((n > 0) @ weights)
 
     known, random = {}, np.random.default_rng(0)
-    unit = [known.setdefault(j.item.tag.partition(":")[2] or j.prompt, len(known)) for j in judged]
+    unit = np.array([known.setdefault(j.item.tag.partition(":")[2] or j.prompt, len(known))
+                     for j in judged])  # an array, as indexing by a list would convert it each time
     names, ours = table(judged)
     longer = table([j._replace(odds=np.subtract.outer(j.lengths, j.lengths)) for j in judged])[1]
     lines = {title: w for title, w in bench[1](names).items() if not w.keys().isdisjoint(names)}
     weights = np.array([[w.get(name, 0) for w in lines.values()] for name in names])
     u = len(known)
-    low, high = np.nanpercentile([
-        scores(ours, np.bincount(random.integers(u, size=u), minlength=u))
-        for _ in range(RESAMPLES)], [2.5, 97.5], axis=0)
+    draws = np.array([scores(ours, np.bincount(random.integers(u, size=u), minlength=u))
+                      for _ in range(RESAMPLES)])
+    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
     has = (~np.isnan(ours) @ weights > 0).T  # (lines, items)
     sums = has @ np.array([counts(j) for j in judged])
     columns = {"score": scores(ours, np.ones(u)), "low": low, "high": high, "n": has.sum(1),
@@ -510,7 +515,20 @@ def report(bench, judged):
     rows = [{"name": title, **{key: column[i].item() for key, column in columns.items()}}
             for i, title in enumerate(lines)]
     return {**{key: rows[0][key] for key in ("score", "low", "high", "n")}, "prompts": u,
-            "lines": rows}
+            "lines": rows, "draws": draws}
+
+
+def differences(reports):
+    """Give each line of a later model its "difference" to the first one's on the same data, and
+    the 95 % interval. They are paired: as the bootstrap is seeded, both drew the same prompts."""
+    first = {}
+    for r in reports:
+        draws = r.pop("draws")
+        base, lines = first.setdefault(r["data"], (draws, r["lines"]))
+        for line, other, drawn in zip(r["lines"], lines, (draws - base).T, strict=True):
+            if line is not other:
+                line["difference"] = [line["score"] - other["score"],
+                                      *np.nanpercentile(drawn, [2.5, 97.5]).tolist()]
 
 
 def show(reports):
@@ -522,7 +540,7 @@ def show(reports):
             f"{'':42}" + f"{'score [95 %]  if shorter':>28}" * len(models) + "  longer wins      n"]
     for file in files:
         rows = zip(*(found[file, model] for model in models), strict=True)
-        for row in islice(rows, 1 if len(files) > 1 else None):
+        for i, row in enumerate(islice(rows, 1 if len(files) > 1 else None)):
             short = (f"{x['right there'] / x['better is shorter']:.3f}" if x["better is shorter"]
                      else "-" for x in row)  # "-": the better one never is the shorter
             cells = (f"{x['score']:.3f} [{x['low']:.3f} {x['high']:.3f}] {part:>6}"
@@ -530,6 +548,9 @@ def show(reports):
             text.append(f"{Path(file).stem[:14] + ': ' + row[0]['name']:42.42}"
                         + "".join(f"{cell:>28}" for cell in cells)
                         + f"{row[0]['longer wins']:13.3f}{row[0]['n']:7,}")
+            if i == 0 and "difference" in row[-1]:
+                text.append(f"{'    less that of the first model':70}" + "".join(
+                    "{:+.3f} [{:+.3f} {:+.3f}]      ".format(*x["difference"]) for x in row[1:]))
     if len(reports) == 1:
         (r,), top = reports, reports[0]["lines"][0]
         text.append(f"{r['prompts']:,} prompts, "
@@ -682,6 +703,7 @@ def main(argv=None):
         with open(Path(part, "scores.jsonl"), "w", encoding="utf-8") as scores:
             reports = [evaluate(rm, name, opened[name], scores, args.cost)
                        for rm in map(load, args.models) for name in args.data]
+        differences(reports)
         if len(reports) > 1:
             print(show(reports))
         result = {"command": shlex.join(["python", "evaluate.py", *(argv or sys.argv[1:])]),

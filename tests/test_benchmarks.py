@@ -335,7 +335,23 @@ def test_intervals_of_independent_rows_match_the_normal_approximation():
 
 def test_intervals_are_the_same_each_time():
     rows = [judged([i % 3, 1], prompt=i) for i in range(50)]
-    assert e.report(e.FORMS["pairs"], rows) == e.report(e.FORMS["pairs"], rows)
+    assert lines_of("pairs", rows) == lines_of("pairs", rows)
+
+
+def test_the_difference_of_two_models_is_paired():
+    # Of 4 prompts model a has 2 right, b these 2 and a third: b - a = 1/4, and never below 0 in any
+    # sample. A sample holds the third prompt X times, X binomial (4, 1/4), and then b - a = X / 4:
+    # P(X = 0) = 0.316 and P(X <= 2) = 0.949 < 0.975 < P(X <= 3) = 0.996, so the interval is
+    # [0, 3/4]. Unpaired it would begin below 0.
+    reports = [{"model": m, "data": d, "seen": {}, **e.report(e.FORMS["pairs"], [
+                   judged([r, 0.5], prompt=p) for p, r in enumerate(right)])}
+               for m, right in (("a", (1, 1, 0, 0)), ("b", (1, 1, 1, 0))) for d in ("x", "y")]
+    e.differences(reports)
+    assert all("draws" not in r for r in reports)
+    first, other = ([line for r in reports if r["model"] == m for line in r["lines"]] for m in "ab")
+    assert len(first) == len(other) == 2 and not any("difference" in line for line in first)
+    assert [line["difference"] for line in other] == [[0.25, 0, 0.75]] * 2
+    assert e.show(reports).count("+0.250 [+0.000 +0.750]") == 2
 
 
 def test_an_interval_needs_no_item_of_every_subset_in_a_sample():

@@ -381,6 +381,12 @@ def test_three_by_three_styles_are_known_by_their_id(folder, tmp_path):
     assert e.open_data(str(tmp_path / "n.jsonl"))[0] is e.FORMS["best of n"]
 
 
+def test_pairs_without_a_prompt_take_it_from_their_common_start(tmp_path):
+    file = write(tmp_path / "p.jsonl", [{"chosen": "one two three", "rejected": "one two four"}])
+    bench, _, items, _ = e.open_data(str(file))
+    assert bench is e.FORMS["pairs"] and next(items())[:2] == ("one two", (" three", " four"))
+
+
 def test_the_same_comparison_is_asked_once_whichever_way_round(rm):
     items = [e.Item("one", ("two", "three")), e.Item("one", ("three", "two"), subset="raw"),
              e.Item("one", ("two", "three"), domain="safety")]  # another question
@@ -411,6 +417,9 @@ def test_several_models_and_files_give_the_matrix(folder, tmp_path, capsys):
     assert len(reports) == 4 and [row[0] for row in matrix] == ["1:", "2:"] * 3
     for row, r in zip(matrix[4:], reports, strict=False):  # the same weights, so the same columns
         assert row[2:6] == row[6:10] and row[2] == f"{r['score']:.3f}"
+    assert said.count("+0.000 [+0.000 +0.000]") == 2
+    assert [[line.get("difference") for line in r["lines"][:1]] for r in reports] == [
+        [None], [None], [[0, 0, 0]], [[0, 0, 0]]]
 
 
 def test_the_limit_is_evenly_spread(folder, tmp_path):
@@ -487,6 +496,10 @@ BAD = [
     ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
      '{"prompt": "a", "chosen": ["b"], "rejected": ["c"]}', "line 2: best of n, after lines of"),
     ('{"prompt": "a", "chosen": ["b"], "rejected": ["c"], "domain": "cooking"}', "cooking"),
+    ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"chosen": "a b", "rejected": "a c"}',
+     "line 2: pairs without a prompt, after lines of pairs"),
+    ('{"chosen": "a b", "rejected": "a c"}\n{"prompt": "a", "chosen": "b", "rejected": "c"}',
+     "line 2: pairs, after lines of pairs without a prompt"),
     ("", "empty"),
     (json.dumps({"prompt": "one " * 900, "chosen": "b", "rejected": "c"}), "line 1: the prompt"),
 ]
