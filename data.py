@@ -219,18 +219,28 @@ def _file_rows(path):
         yield from json.loads(path.read_bytes()) if array else (row for _, row in read_rows(path))
 
 
-def hub_pairs(domain, author=False, revision=None):
+def hub_repos(domain, author=False):
+    """The repositories that the pairs come from, and the one whose prompts are removed."""
+    parts = DOMAINS if domain == "all" else [domain]
+    return [*dict.fromkeys(repo for part in parts for repo in SOURCES[part][author]), BENCHMARK]
+
+
+def hub_pairs(domain, author=False, commits=None):
     """([files of JSON lines] with the paper's training pairs, what is in them in words). A domain's
-    file is made once for each set of commits of its repositories, which the dict `revision` can
-    name. Pairs whose prompt is in RewardBench are removed and counted."""
+    file is made once for each set of commits of its repositories. Those that the dict `commits`
+    names are taken; the others', as they are now, are added to it. Pairs whose prompt is in
+    RewardBench are removed and counted."""
     from huggingface_hub.constants import HF_HOME
 
+    commits = {} if commits is None else commits
     if domain == "all":
-        paths, notes = zip(*(hub_pairs(part, author, revision) for part in DOMAINS), strict=True)
+        paths, notes = zip(*(hub_pairs(part, author, commits) for part in DOMAINS), strict=True)
         return sum(paths, []), "; ".join(notes)
-    found, asked = {}, {**BRANCH, **(revision or {})}
-    for repo in [*SOURCES[domain][author], BENCHMARK]:
-        found[repo] = hub_rows(repo, FILES.get(repo, "data/"), asked.get(repo))
+    found = {}
+    for repo in hub_repos(domain, author):
+        asked = commits.get(repo, BRANCH.get(repo))
+        found[repo] = hub_rows(repo, FILES.get(repo, "data/"), asked)
+        commits[repo] = found[repo][0]
     origin = ", ".join(f"{repo}@{commit}" for repo, (commit, _) in found.items())
     # the 2 goes up when the rules below change, so that no file made by older ones is taken
     key = hashlib.blake2b(f"2 {origin}".encode()).hexdigest()[:12]

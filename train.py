@@ -80,7 +80,8 @@ class Settings:
     seed: int = flag(17, "of data order, split and fresh weights (17: the author's)")
     save_minutes: float = flag(10.0, "minutes between checkpoints")
     out: str = flag("", "run folder; default runs/MODEL-DOMAIN-...")
-    revision: str = flag("", "commit of the model on the Hub")
+    revision: tuple[str, ...] = flag((), "COMMIT of the model on the Hub, OWNER/REPO=COMMIT of a "
+                                         "data set; of others the newest, which is pinned")
 
 
 # Peak rates, frozen layers and adapters of the large and base models: the author's best runs
@@ -133,7 +134,7 @@ def parse(argv):
     for f in fields(Settings):
         kind = {"type": type(f.default), "choices": f.metadata["choices"]}
         kind = {"action": "store_true"} if f.default is False else kind
-        kind = {"nargs": "+"} if f.name == "data" else kind
+        kind = {"nargs": "+"} if isinstance(f.default, tuple) else kind
         text = f.metadata["help"] + (f" ({f.default})" if f.default else "")
         p.add_argument(option(f.name), default=argparse.SUPPRESS, help=text, **kind)
     p.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, as it was begun")
@@ -159,11 +160,13 @@ def resolve(said, cuda):
                 "large --data hub, a laptop's --model nano --data nano)")
     if pairs == ["auto"]:
         pairs = ["nano" if model == "nano" else "hub"]
-    folder = tinyrm.fetch(model, s.revision or None)
+    if pairs not in (["nano"], *HUB) and any(
+            name.partition(":")[0] in ("auto", "nano", "hub") for name in pairs):
+        raise ValueError(f"--data {' '.join(pairs)}: give nano, hub, hub:author or files of pairs")
+    said = said | {"model": model, "data": pairs}
+    folder = tinyrm.fetch(model, commits_of(Settings(**said)).get(""))
     name, recipe = recipe_of(tinyrm.read_config(folder), s.domain)
-    s = replace(s, **recipe | said | {"model": model, "data": pairs})
-    if folder.parent.name == "snapshots":  # of the Hub's cache: resuming takes this very commit
-        s = replace(s, revision=folder.name)
+    s = replace(s, **recipe | said)
     parts = (s.adapter, recipe["adapter"]), (s.head, "cloze"), (s.context, "pair")
     stem = "-".join([Path(model).name, s.domain, *(p for p, usual in parts if p != usual)])
     free = (f"runs/{stem}-s{s.seed}{end}" for end in chain([""], map("-{}".format, count(2))))
@@ -186,11 +189,22 @@ def check(s):
         raise ValueError(f"--out {s.out} is already there: give another, or --resume {s.out}")
 
 
-def find_pairs(s):
+def commits_of(s):
+    """{repository, "" for the model: commit} as --revision says, or as was pinned."""
+    commits = dict(word.rpartition("=")[::2] for word in s.revision)
+    repos = data.hub_repos(s.domain, s.data == ["hub:author"]) if s.data in HUB else []
+    if (len(commits) < len(s.revision) or commits.keys() - {"", *repos}
+            or any("" in word.split("=") for word in s.revision)):
+        raise ValueError(f"--revision {' '.join(s.revision)}: give COMMIT for the model, and OWNER/"
+                         f"REPO=COMMIT for data sets in use, here {', '.join(repos) or 'none'}")
+    return commits
+
+
+def find_pairs(s, commits):
     """(training pairs, their indices, pairs to judge by, their indices, a line on the source).
 
     nano brings its own test pairs, about words that no training pair contains. Any other source is
-    split by prompt; RewardBench is never used to choose anything.
+    split by prompt; RewardBench is never used to choose anything. For `commits` see hub_pairs.
     """
     if s.data == ["nano"]:
         stems = [tinyrm.HERE / "nano/pairs" / name for name in
@@ -202,7 +216,7 @@ def find_pairs(s):
     else:
         files, source = s.data, " ".join(s.data)
         if s.data in HUB:
-            files, source = data.hub_pairs(s.domain, author=s.data == ["hub:author"])
+            files, source = data.hub_pairs(s.domain, s.data == ["hub:author"], commits)
         pairs = test = data.open_pairs(files, s.domain)
         train, held = data.split(pairs, s.held_out, s.seed)
         source += f"; {s.held_out:g} held out, by prompt"
@@ -375,8 +389,19 @@ class Run:
             self.say(f"{how}\n{reason}" + (f", {world} processes" if world > 1 else ""))
             self.say(" ".join(f"{name}={value}" for name, value in asdict(s).items()))
             self.say("reading pairs and weights")
-            self.folder = tinyrm.fetch(s.model, s.revision or None)
+            self.commits = commits = commits_of(s)
+            self.folder = tinyrm.fetch(s.model, commits.get(""))
+            if self.folder.parent.name == "snapshots":  # of the Hub's cache
+                commits[""] = self.folder.name
+            elif "" in commits:
+                raise ValueError(f"--revision {commits['']}: --model {s.model} is a folder, which "
+                                 "has no commits: leave it out, or name a repository of the Hub")
             source = self.open_pairs()
+            # pinned: resuming takes the very same, also when the Hub has moved on
+            self.s = s = replace(s, revision=[f"{repo}={commit}".lstrip("=")
+                                              for repo, commit in commits.items()])
+            if commits:
+                self.say(f"pinned: --revision {' '.join(s.revision)}")
         self.model = model = tinyrm.load(self.folder, s.head)
         if s.head == "cls":
             tinyrm.init_classifier(model, s.seed)
@@ -394,7 +419,7 @@ class Run:
         self.steps = min(steps, s.max_steps or steps)
         self.budget, why, self.kept = micro_tokens(s, model.config, self.device, dtype)
         self.say(f"{self.steps} steps; micro-batches of {self.budget:,} tokens ({why})")
-        self.base = tinyrm.NAMES.get(s.model, s.model) if s.revision else s.model
+        self.base = tinyrm.NAMES.get(s.model, s.model) if "" in commits else s.model
         self.record = self.record or {
             "settings": asdict(s), "command": " ".join(sys.argv), "device": reason,
             "source": source, "steps": self.steps, "train_pairs": len(self.train),
@@ -403,7 +428,8 @@ class Run:
             "parameters": sum(p.numel() for p in model.parameters()),
             "versions": {name: version(name) for name in
                          ("torch", "tokenizers", "safetensors", "huggingface_hub")},
-            "revisions": {"model": self.base + (f"@{s.revision}" if s.revision else "")},
+            "revisions": {"model": self.base + (f"@{commits['']}" if "" in commits else ""),
+                          **{repo: commit for repo, commit in commits.items() if repo}},
             "dropped": {}}
         if self.record["fingerprint"] != self.pairs.fingerprint:
             raise ValueError(f"--resume {resume}: its pairs changed since then; begin a new run")
@@ -417,7 +443,7 @@ class Run:
         s = self.s
         self.fmt = data.Format(data.load_tokenizer(self.folder), s.template, s.context, s.head,
                                s.domain, s.max_length)
-        self.pairs, self.train, self.test, self.held, source = find_pairs(s)
+        self.pairs, self.train, self.test, self.held, source = find_pairs(s, self.commits)
         self.say(f"data: {source}: {len(self.train):,} pairs to train on, "
                  f"{len(self.held):,} to judge by")
         # one odd row of a public set is dropped and counted; in a file of one's own it is an error
@@ -522,8 +548,7 @@ class Run:
             sums[:2] += torch.stack([loss.detach(), right])
             sums[2:4] += sums.new_tensor([rows, tokens])
         # the sums over the ranks, once a step; the mean is over the rows that were not dropped
-        for tensor in [sums, *(p.grad for p in self.params)] if self.world > 1 else []:
-            torch.distributed.all_reduce(tensor)
+        self.add_up(sums, *(p.grad for p in self.params))
         loss, right, rows, tokens, ended = sums.tolist()
         for p in self.params:
             p.grad.div_(max(rows, 1))
@@ -546,9 +571,13 @@ class Run:
         p = self.rm.compare(*texts, self.drop_long) if mine else []
         right = sum((x > 0.5) + 0.5 * (x == 0.5) for x in p)
         sums = torch.tensor([right, len(p)], dtype=torch.float64, device=self.device)
-        if self.world > 1:
-            torch.distributed.all_reduce(sums)
+        self.add_up(sums)
         return (sums[0] / sums[1]).item()  # nan without pairs
+
+    def add_up(self, *tensors):
+        """Each becomes its sum over the processes."""
+        for tensor in tensors if self.world > 1 else []:
+            together("all_reduce", tensor, out=self.out)
 
     def log(self, bar, line):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on a Mac
@@ -608,7 +637,7 @@ class Run:
         card = CARD.format(
             **asdict(s), **self.record["result"], source=self.record["source"], steps=self.steps,
             name=self.out.name, base=self.record["revisions"]["model"],
-            base_model=f"base_model: {self.base}\n" if s.revision else "",  # a Hub name, or none
+            base_model=f"base_model: {self.base}\n" if "" in self.commits else "",
             task="fill-mask" if cloze else "text-classification",
             shown="two responses" if s.context == "pair" else "one response at a time",
             cls="AutoModelForMaskedLM" if cloze else "AutoModelForSequenceClassification",
@@ -652,6 +681,17 @@ def join():
     return rank, world
 
 
+def together(name, *tensors, out=None):
+    """What all processes do at once, by its name in torch.distributed; when one of them has ended
+    (gloo and nccl raise errors of their own) the others say so in a line."""
+    try:
+        getattr(torch.distributed, name)(*tensors)
+    except RuntimeError as error:
+        go = f", and go on with: torchrun ... train.py --resume {out}" if out else ""
+        said = str(error).partition("\n")[0][:120]
+        raise ValueError(f"another process ended: see what it said{go} ({said})") from None
+
+
 @contextmanager
 def rank_0_first(rank, world):
     """The others enter when rank 0 is through, and nobody goes on before all are."""
@@ -659,7 +699,7 @@ def rank_0_first(rank, world):
         if turn == (rank > 0):
             yield
         if world > 1:
-            torch.distributed.barrier()
+            together("barrier")
 
 
 def main(argv=None):

@@ -105,8 +105,15 @@ def test_each_domain_has_the_pairs_of_the_paper(hub, tmp_path):
             ("w0", "answer 0 [1]", "answer 1 [1]", "webgpt_comparisons", "chat"),
             ("w2", "answer 1 [1]", "answer 0 [1]", "webgpt_comparisons", "chat")]
         assert "2 webgpt_comparisons (published 14,300: -14,298)" in said
-        paths, said = hub_pairs("all")
+        commits = {}  # what was taken is told, and gives the same again
+        paths, said = hub_pairs("all", commits=commits)
         assert len(texts(paths, "all")) == 7 and said.count("; ") == 2
+        assert [*commits] == [SKYWORK, BENCHMARK, PKU, WEBGPT]
+        assert commits[WEBGPT] == hub.commit(f"dataset:{WEBGPT}@refs/convert/parquet")
+        hub.repos[f"dataset:{PKU}@old"] = hub.repos[f"dataset:{PKU}"]
+        hub.repos[f"dataset:{PKU}"] = {}
+        assert hub_pairs("all", commits=dict(commits)) == (paths, said)
+        hub.repos[f"dataset:{PKU}"] = hub.repos[f"dataset:{PKU}@old"]
         paths, said = hub_pairs("reasoning", author=True)
         assert texts(paths) == [("q0", "c", "r", "skywork_reasoning", "reasoning")]
         assert "sarahpann/skywork_reasoning@" in said
@@ -133,7 +140,7 @@ def test_new_data_make_a_new_file_and_a_commit_brings_the_old_one_back(hub, tmp_
         hub.repos[key] = {"data/train-00000-of-00001.parquet": parquet(rows)}
         new = hub_pairs("reasoning")[0]
         assert new != old and len(open_pairs(new)) == 2
-        assert hub_pairs("reasoning", revision={SKYWORK: commit})[0] == old
+        assert hub_pairs("reasoning", commits={SKYWORK: commit})[0] == old
         suffixes = sorted(path.suffix for path in old[0].parent.iterdir())
         assert suffixes == [".jsonl", ".jsonl", ".txt", ".txt"]
 

@@ -200,20 +200,73 @@ def test_train_from_the_hub_and_judge_end_to_end(hub, tmp_path, monkeypatch, cap
     assert report["n"] == 1 and hub.commit(f"dataset:{BENCHMARK}") in report["source"]
 
 
+def test_commits_are_pinned_and_can_be_given(hub, tmp_path, monkeypatch, capsys):
+    def rows(first):
+        return {"data/train-0.parquet": parquet([
+            skywork("magpie", f"Is {i} more than {i + 1}?", "No.", "Yes.")
+            for i in range(first, first + 40)])}
+
+    keys = {"": "model:org/base", SKYWORK: f"dataset:{SKYWORK}", BENCHMARK: f"dataset:{BENCHMARK}"}
+    hub.repos[keys[SKYWORK]] = rows(0)
+    hub.repos[keys[BENCHMARK]] = {"data/raw-0.parquet": parquet([bench("Is 3 more than 4?")])}
+    old = {repo: hub.commit(key) for repo, key in keys.items()}
+    flags = [*map(str, ["--domain", "reasoning", "--model", "org/base", "--data", "hub",
+                        "--max-steps", 2, "--batch-size", 8, "--rank", 2, "--held-out", 4,
+                        "--device", "cpu"])]
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, hub.client(tmp_path / "home"):
+        patch.setattr(train.Run, "finish", lambda self: self.save(1))  # as if it ended half-way
+        train.main([*flags, "--out", str(run)])
+    begun = json.loads((run / "run.json").read_text())
+    pins = [old[""], f"{SKYWORK}={old[SKYWORK]}", f"{BENCHMARK}={old[BENCHMARK]}"]
+    assert begun["settings"]["revision"] == pins
+    assert begun["revisions"] == {"model": f"org/base@{old['']}", SKYWORK: old[SKYWORK],
+                                  BENCHMARK: old[BENCHMARK]}
+    for key in keys.values():  # main moves on; the old commits can still be had
+        hub.repos[f"{key}@old"] = hub.repos[key]
+        hub.repos[key] = hub.repos[key] | {"new.json": b"{}"}
+    hub.repos[keys[SKYWORK]] = rows(50)
+    hub.requests.clear()
+    with hub.client(tmp_path / "cold"):  # nothing of it in this cache
+        train.main(["--resume", str(run)])
+    done = json.loads((run / "run.json").read_text())
+    assert "accuracy_after" in done["result"] and done["revisions"] == begun["revisions"]
+    asked = [x for x in hub.requests if "/resolve/" in x]
+    assert asked and all(any(commit in x for commit in old.values()) for x in asked)
+    with hub.client(tmp_path / "home"):
+        now = {repo: hub.commit(key) for repo, key in keys.items()}
+        for given, model, sky in ((pins, old[""], old[SKYWORK]),
+                                  (pins[1:2], now[""], old[SKYWORK]),
+                                  (pins[:1], old[""], now[SKYWORK])):
+            capsys.readouterr()
+            train.main([*flags, "--out", str(tmp_path / "x"), "--dry-run", "--revision", *given])
+            said = capsys.readouterr().out
+            (pinned,) = [x for x in said.splitlines() if x.startswith("pinned: --revision ")]
+            assert {model, f"{SKYWORK}={sky}"} < {*pinned.split()} and f"{SKYWORK}@{sky}" in said
+    assert not (tmp_path / "x").exists()
+
+
 # --- a rank that dies ------------------------------------------------------------------------
 
 DIES = """
-import os, signal, sys
+import os, runpy, signal, sys, torch
 sys.path.insert(0, {root!r})
-import train
-step = train.Run.step
-def dies(self, number, *rest):
-    if self.rank == 1 and number == 3:
+backward, calls = torch.Tensor.backward, []
+def dies(loss):
+    calls.append(loss)
+    if os.environ["RANK"] == "1" and len(calls) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, number, *rest)
-train.Run.step = dies
-train.main()
+    return backward(loss)
+torch.Tensor.backward = dies
+runpy.run_path({root!r} + "/train.py", run_name="__main__")
 """
+
+
+def torchrun(script, *flags):
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
+         str(random.randint(20000, 60000)), script, *map(str, flags)], capture_output=True,
+        text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def test_a_rank_that_dies_ends_the_run_which_goes_on_with_fewer(tiny, pairs_file, tmp_path):
@@ -222,16 +275,18 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_with_fewer(tiny, pairs_file
         "--domain", "reasoning", "--model", tiny, "--data", pairs_file, "--batch-size", 8,
         "--max-steps", 6, "--held-out", 8, "--rank", 2, "--freeze", 1, "--lr", 1e-2,
         "--device", "cpu", "--save-minutes", 0])]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     script = tmp_path / "dies.py"
     script.write_text(DIES.format(root=root))
-    ended = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
-         str(random.randint(20000, 60000)), script, *flags, "--out", tmp_path / "run"],
-        capture_output=True, text=True, timeout=120, env=env)
+    ended = torchrun(script, *flags, "--out", tmp_path / "run")
     assert ended.returncode != 0
     assert f"Signal {signal.SIGKILL.value} (SIGKILL)" in ended.stderr
-    assert [p.name for p in (tmp_path / "run/state").iterdir()] == ["step-000003"]
+    said = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and said[0].startswith(
+        "error: another process ended: see what it said, and go on with: torchrun ... train.py "
+        f"--resume {tmp_path / 'run'} ([")  # and then gloo's words
+    assert "RuntimeError" not in ended.stderr and "all_reduce" not in ended.stderr
+    (state,) = (tmp_path / "run/state").iterdir()  # step 2 if rank 0 was slow to hear of step 3
+    assert state.name in ("step-000003", "step-000002")
     train.main(["--resume", str(tmp_path / "run")])  # two processes before, one now
     train.main([*flags, "--out", str(tmp_path / "whole")])
     ours, whole = (load_file(tmp_path / name / "model/model.safetensors")
@@ -239,3 +294,13 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_with_fewer(tiny, pairs_file
     assert ours.keys() == whole.keys()
     for name, value in whole.items():
         assert (value - ours[name]).abs().max() < 1e-6, name
+
+
+def test_an_error_of_one_process_before_the_run_is_a_line_of_each(pairs_file, tmp_path):
+    ended = torchrun(Path(train.__file__), "--domain", "chat", "--model", tmp_path / "none",
+                     "--data", pairs_file, "--out", tmp_path / "run")
+    said = sorted(x for x in ended.stderr.splitlines() if x.startswith("error: "))
+    assert f"error: {tmp_path / 'none'}: no such folder" in said[0]
+    assert "RuntimeError" not in ended.stderr and not (tmp_path / "run").exists()
+    assert all(line.startswith("error: another process ended: see what it said ([")
+               for line in said[1:])  # none if torchrun ended it first

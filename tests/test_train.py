@@ -216,6 +216,16 @@ BAD = [
     ([], "--domain is missing"),
     (["--domain", "chat", "--model", "/no/such"], "/no/such: no such folder"),
     (["--domain", "chat", "--data", "none.jsonl"], "none.jsonl"),
+    (["--domain", "chat", "--data", "hub:foo"], "--data hub:foo: give nano, hub, hub:author or"),
+    (["--domain", "chat", "--data", "hub", "x.jsonl"], "--data hub x.jsonl: give nano, hub,"),
+    (["--domain", "chat", "--data", "x.jsonl", "nano"], "--data x.jsonl nano: give nano, hub,"),
+    (["--domain", "chat", "--data", "hub", "hub:author"], "--data hub hub:author: give nano,"),
+    (["--domain", "chat", "--revision", "c0ffee"], "--revision c0ffee: --model"),
+    (["--domain", "chat", "--revision", "a/b=c0ffee"], "--revision a/b=c0ffee: give COMMIT for"),
+    (["--domain", "chat", "--data", "hub", "--revision", "a/b=c"], "here Skywork/Skywork-Reward"),
+    (["--domain", "chat", "--revision", "openai/webgpt_comparisons=c"], "in use, here none"),
+    *((["--domain", "chat", "--data", "hub", "--revision", *bad], f"{' '.join(bad)}: give COMMIT")
+      for bad in (["openai/webgpt_comparisons="], ["=c"], ["a", "b"], [""])),
     (["--domain", "chat", "--lr", "0"], "--lr 0.0"),
     (["--domain", "chat", "--batch-size", "7"], "--batch-size 7"),
     (["--domain", "reasoning", "--freeze", "77"], "--freeze 77"),
@@ -274,6 +284,15 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_rows(base, tiny, tmp_path
     (broken / "tokenizer.json").write_text((tiny / "tokenizer.json").read_text())
     base[3] = broken
     with pytest.raises(ValueError, match=r"loss nan .* at step 1, rate .* line \d+"):
+        train.main([*map(str, base)])
+
+
+def test_an_error_of_our_own_keeps_its_traceback(base, monkeypatch):
+    def wrong(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("train.losses", wrong)
+    with pytest.raises(RuntimeError, match="a bug"):
         train.main([*map(str, base)])
 
 
