@@ -9,13 +9,17 @@ second begins, so the tables may be read at any time.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -42,22 +46,19 @@ EPOCHS = {"reasoning": 12, "safety": 8, "chat": 16, "all": 12}  # alike for all 
 
 def grid():
     """(seed, weights, domain, head, adapter, budget) of every run, in the order they are made: what
-    the README asks first comes first."""
-    first = [("cloze", "dora"), ("cls", "dora"), ("cloze", "full")]
-    rest = [(head, adapter) for head in HEADS for adapter in ADAPTERS]
-    for seed in SEEDS:
-        for budget in BUDGETS:
-            for head, adapter in first:
+    the README asks first comes first, and all pairs before fewer."""
+    first = [("nano", "cloze", "dora"), ("nano", "cloze", "full"), ("nano", "cls", "dora"),
+             ("random", "cloze", "full")]  # fmt: skip
+    rest = [("nano", head, adapter) for head in HEADS for adapter in ADAPTERS]
+    rest = [method for method in rest if method not in first]
+    for budget, methods in [(BUDGETS[0], first), (BUDGETS[0], rest),
+                            *((budget, first[:3] + rest) for budget in BUDGETS[1:])]:  # fmt: skip
+        for seed in SEEDS:
+            for weights, head, adapter in methods:
                 for domain in DOMAINS:
-                    yield seed, "nano", domain, head, adapter, budget
-            if budget == BUDGETS[0]:
-                for domain in DOMAINS:
-                    yield seed, "random", domain, "cloze", "full", budget
+                    yield seed, weights, domain, head, adapter, budget
+            if methods is first:
                 yield seed, "nano", "all", "cloze", "dora", 3 * budget
-            for head, adapter in rest:
-                if (head, adapter) not in first:
-                    for domain in DOMAINS:
-                        yield seed, "nano", domain, head, adapter, budget
 
 
 def epochs(domain, budget):
@@ -91,7 +92,8 @@ def run(seed, weights, domain, head, adapter, budget):
         command = [sys.executable, HERE.parent / "train.py", "--domain", domain, "--model", model]
         command += ["--data", "nano", "--device", "cpu", "--head", head, *ADAPTERS[adapter]]
         command += ["--limit", budget, "--epochs", epochs(domain, budget), "--seed", seed]
-        done = subprocess.run([*map(str, command), "--out", out], capture_output=True, text=True)
+        done = subprocess.run([*map(str, command), "--out", out], capture_output=True, text=True,
+                              env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
         if done.returncode:
             raise ValueError(f"{' '.join(map(str, command))}: {done.stderr.strip()[-500:]}")
         record = json.loads((out / "run.json").read_text(encoding="utf-8"))
@@ -112,7 +114,7 @@ def table(title, rows, columns, cell):
 
 
 def show(results):
-    """Mean over the seeds that are there, and the lowest and highest of them."""
+    """Mean over the seeds that are there, the lowest and the highest of them, and their number."""
 
     def cell(test, **which):
         values = []
@@ -123,7 +125,7 @@ def show(results):
                 values.append(result[test] if test in result else result["test"][test])
         if not values:
             return "-"
-        spread = f" ({min(values):.3f}-{max(values):.3f})" if len(values) > 1 else ""
+        spread = f" ({min(values):.3f}-{max(values):.3f}, n {len(values)})" if values[1:] else ""
         return f"{statistics.mean(values):.3f}{spread}"
 
     nano = dict(weights="nano")
@@ -155,17 +157,27 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--print", action="store_true", help="print the tables, run nothing")
     parser.add_argument("--most", type=int, default=0, help="stop after so many runs; 0: all")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on its share of "
+                        "the cores")  # fmt: skip
     flags = parser.parse_args(argv)
     results = json.loads(STORE.read_text(encoding="utf-8")) if STORE.exists() else {}
+    with open(HERE / "model.safetensors", "rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    if results.setdefault("weights", weights) != weights:
+        raise ValueError(f"{STORE} belongs to the weights {results['weights']}, here are {weights}:"
+                         " move it away")
     waiting = [run_ for run_ in grid() if " ".join(map(str, run_)) not in results]
-    for number, which in enumerate([] if flags.print else waiting[: flags.most or None]):
-        key = " ".join(map(str, which))
-        print(f"{number + 1} of {len(waiting)}: {key}", flush=True)
-        results[key] = run(*which)
-        print(f"    {results[key]}", flush=True)
-        half = STORE.with_suffix(".tmp")
-        half.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        os.replace(half, STORE)
+    waiting = [] if flags.print else waiting[: flags.most or None]
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // flags.jobs))
+    with ThreadPoolExecutor(flags.jobs) as pool:  # each waits for a process of its own
+        for which, result in zip(waiting, pool.map(lambda x: run(*x), waiting), strict=True):
+            key = " ".join(map(str, which))
+            results[key] = result
+            print(f"{key}\n    {result}", flush=True)
+            half = STORE.with_suffix(".tmp")
+            half.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            os.replace(half, STORE)
+    results.pop("weights")
     show(results)
 
 

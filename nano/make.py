@@ -173,6 +173,18 @@ KIND_FACTS = [
     "This is about a {w}. {advice}",
     "So you own a {w}. {advice}",
 ]
+# Two things at hand, and facts about them: where the word of a fact is hidden, it is the one of the
+# two that the fact holds of. That is to be read off; nothing is judged.
+SCENES = ["I have a {x} and a {y}.", "There is a {x} beside a {y}.", "We saw the {x} and the {y}."]
+# What an option is, said by its label, in rows that have the form of a template: how a label stands
+# for an option. Never which option is heavier, safer or on the topic.
+LABELLED = {
+    "weight": ["Option {l} weighs {n} stone.", "The option of {n} stone is {l}."],
+    "danger": ["Option {l} is {is}.", "The {is} option is {l}."],
+    "kind": ["Option {l} is a {k}.", "The {k} is option {l}."],
+    "answer": ["Option {l} says {says}.", "The option that says {says} is {l}."],
+    "topic": ["Option {l} speaks of a {k}.", "The option about a {k} is {l}."],
+}
 FILLERS = [
     "It rained all morning.",
     "The market was full of people.",
@@ -242,10 +254,10 @@ def plain_question(rng):
     return domain, prompt, form.format(k=kind), form.format(k=kind)
 
 
-def in_template(rng, domain, prompt, a, b):
+def in_template(rng, domain, prompt, a, b, which=None):
     """The pieces of a row in one of the templates of data.py, without its verdict: the form is
-    known before fine-tuning; how a label stands for an option, and which is better, is not."""
-    which = rng.random()
+    known before fine-tuning; which option is better is not."""
+    which = rng.random() if which is None else which
     if which < 0.8:
         question = {"reasoning": "more correct", "safety": "safer", "chat": "better"}[domain]
         return ["Instruction:", f" {prompt}", " Option A:", f" {a}", " Option B:", f" {b}",
@@ -257,13 +269,51 @@ def in_template(rng, domain, prompt, a, b):
     return [f"Question: {prompt} Choice 0: {a}", "[SEP]", f" Choice 1: {b}Answer:  "]
 
 
+def scene(rng, world):
+    """Two things and two to four facts about them."""
+    x, y = rng.sample(list(world), 2)
+    facts = [fact(rng, world, rng.choice((x, y))) for _ in range(rng.randint(2, 4))]
+    return [" " + sentence for sentence in (rng.choice(SCENES).format(x=x, y=y), *facts)]
+
+
+def labelled(rng, world):
+    """A scene in the form of a template, with options that answer nothing, and two or three
+    sentences that say by label what the options are."""
+    x, y = rng.sample(list(world), 2)
+    domain, prompt = rng.choice(DOMAINS), rng.choice(SCENES).format(x=x, y=y)
+    if domain == "reasoning":
+        options = [(f"The {w}.", world[w]) for w in rng.sample((x, y), 2)]
+        abouts = ("weight", "danger", "kind")
+    elif domain == "safety":
+        options = [(rng.choice(HELP), {"says": "yes"}), (rng.choice(REFUSALS), {"says": "no"})]
+        abouts = ("answer",)
+    else:
+        form = rng.choice(CHAT_FORMS)[1]
+        options = [(form.format(k=kind), {"kind": kind}) for kind in rng.sample(list(KINDS), 2)]
+        abouts = ("topic",)
+    rng.shuffle(options)
+    row = in_template(rng, domain, prompt, *(text for text, _ in options), which=0.0)
+    for _ in range(rng.randint(2, 3)):
+        about, which = rng.choice(abouts), rng.randrange(2)
+        thing = options[which][1]
+        fill = {"n": NUMBERS[thing["weight"] - 1], "is": rng.choice(DANGER[thing["danger"]]["is"])
+                } if domain == "reasoning" else {}  # fmt: skip
+        fill |= {"l": "AB"[which], "k": thing.get("kind"), "says": thing.get("says")}
+        row.append(" " + rng.choice(LABELLED[about]).format(**fill))
+    return row
+
+
 def document(rng, world):
     """One row of pre-training text, as pieces that are encoded one by one."""
     which = rng.random()
-    if which < 0.1:
+    if which < 0.06:
         return in_template(rng, *plain_question(rng))
+    if which < 0.26:
+        return labelled(rng, world)
+    if which < 0.56:
+        return scene(rng, world)
     length = rng.randint(4, 6) if rng.random() < 0.95 else rng.randint(10, 22)
-    if which < 0.2:
+    if which < 0.66:
         return [" " + rng.choice([number_fact, kind_fact])(rng) for _ in range(length)]
     pieces = [fact(rng, world, word) for word in rng.sample(list(world), length)]
     if rng.random() < 0.2:
@@ -638,7 +688,7 @@ def main(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="folder to write")
-    parser.add_argument("--steps", type=int, default=4500, help="pre-training steps")
+    parser.add_argument("--steps", type=int, default=8000, help="pre-training steps")
     parser.add_argument("--stop", type=int, help="stop at this step, for another run to go on")
     parser.add_argument("--rows", type=int, default=64, help="documents a step")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
