@@ -46,18 +46,21 @@ EPOCHS = {"reasoning": 12, "safety": 8, "chat": 16, "all": 12}  # alike for all 
 
 def grid():
     """(seed, weights, domain, head, adapter, budget) of every run, in the order they are made: what
-    the README asks first comes first, and all pairs before fewer."""
+    the README asks first comes first, and all pairs before fewer. Some come twice."""
     first = [("nano", "cloze", "dora"), ("nano", "cloze", "full"), ("nano", "cls", "dora"),
              ("random", "cloze", "full")]  # fmt: skip
     rest = [("nano", head, adapter) for head in HEADS for adapter in ADAPTERS]
-    rest = [method for method in rest if method not in first]
-    for budget, methods in [(BUDGETS[0], first), (BUDGETS[0], rest),
-                            *((budget, first[:3] + rest) for budget in BUDGETS[1:])]:  # fmt: skip
+    for seed in SEEDS:  # the first seed: four methods; the others: the recipes of train.py
+        for weights, head, adapter in first[: 4 if seed == SEEDS[0] else 1]:
+            for domain in DOMAINS:
+                yield seed, weights, domain, head, adapter, BUDGETS[0]
+        yield seed, "nano", "chat", "cloze", "full", BUDGETS[0]
+    for budget in BUDGETS:
         for seed in SEEDS:
-            for weights, head, adapter in methods:
+            for weights, head, adapter in first[: 4 if budget == BUDGETS[0] else 3] + rest:
                 for domain in DOMAINS:
                     yield seed, weights, domain, head, adapter, budget
-            if methods is first:
+            if budget == BUDGETS[0]:
                 yield seed, "nano", "all", "cloze", "dora", 3 * budget
 
 
@@ -166,7 +169,7 @@ def main(argv=None):
     if results.setdefault("weights", weights) != weights:
         raise ValueError(f"{STORE} belongs to the weights {results['weights']}, here are {weights}:"
                          " move it away")
-    waiting = [run_ for run_ in grid() if " ".join(map(str, run_)) not in results]
+    waiting = [run_ for run_ in dict.fromkeys(grid()) if " ".join(map(str, run_)) not in results]
     waiting = [] if flags.print else waiting[: flags.most or None]
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // flags.jobs))
     with ThreadPoolExecutor(flags.jobs) as pool:  # each waits for a process of its own
