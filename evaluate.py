@@ -486,9 +486,9 @@ def report(bench, judged):
     """What results.json says of one model and benchmark, and "draws" (RESAMPLES, lines). Intervals
     are of these, bootstrap samples of whole prompts, or groups of a tag; a mean is over those items
     in a sample that have its name."""
-    def table(judged):
-        by_tag = {j.item.tag: j for j in judged}
-        found = [bench[0](j, by_tag) for j in judged]
+    def table(change):
+        by_tag = {j.item.tag: change(j) for j in judged if j.item.tag}
+        found = [bench[0](change(j), by_tag) for j in judged]
         names = [*dict.fromkeys(chain(*found))]
         return names, np.array([[v.get(name, np.nan) for name in names] for v in found], float)
 
@@ -500,8 +500,8 @@ def report(bench, judged):
     known, random = {}, np.random.default_rng(0)
     unit = np.array([known.setdefault(j.item.tag.partition(":")[2] or j.prompt, len(known))
                      for j in judged])  # an array, as indexing by a list would convert it each time
-    names, ours = table(judged)
-    longer = table([j._replace(odds=np.subtract.outer(j.lengths, j.lengths)) for j in judged])[1]
+    names, ours = table(lambda j: j)
+    longer = table(lambda j: j._replace(odds=np.subtract.outer(j.lengths, j.lengths)))[1]
     lines = {title: w for title, w in bench[1](names).items() if not w.keys().isdisjoint(names)}
     weights = np.array([[w.get(name, 0) for w in lines.values()] for name in names])
     u = len(known)
@@ -509,7 +509,7 @@ def report(bench, judged):
                       for _ in range(RESAMPLES)])
     low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
     has = (~np.isnan(ours) @ weights > 0).T  # (lines, items)
-    sums = has @ np.array([counts(j) for j in judged])
+    sums = has @ np.fromiter(map(counts, judged), np.dtype((float, len(COUNTS))))
     columns = {"score": scores(ours, np.ones(u)), "low": low, "high": high, "n": has.sum(1),
                "longer wins": scores(longer, np.ones(u)), **dict(zip(COUNTS, sums.T, strict=True))}
     rows = [{"name": title, **{key: column[i].item() for key, column in columns.items()}}

@@ -464,13 +464,22 @@ class Run:
         weights = 4 * c.hidden_size**2 + 3 * c.hidden_size * c.intermediate_size  # of a layer
         unfrozen = (c.num_hidden_layers - s.freeze) * (2 if s.adapter == "full" else 1.4)
         flops = 2 * tokens * weights * (c.num_hidden_layers + unfrozen)
-        kept = self.kept * min(self.budget, tokens / self.steps)
-        memory = (4 * total + 12 * self.record["trainable"] + kept) / 2**30
+        # kept beside the weights: in bf16 a copy of each layer, in fp32 W' of the adapted ones
+        compute, adapted = self.model.head.dense.compute, s.adapter != "full"
+        copied = (c.num_hidden_layers if compute != torch.float32 else
+                  adapted * (c.num_hidden_layers - s.freeze))
+        at_once = min(self.budget, tokens / self.steps / self.world)
+        parts = {"weights": 4 * total, "gradients and moments": 12 * self.record["trainable"],
+                 f"copies in {str(compute)[6:]}": copied * weights * compute.itemsize,
+                 f"the backward pass of {at_once:,.0f} tokens": self.kept * at_once}
+        memory = ", ".join(f"{n / 2**30:.1f} {what}" for what, n in parts.items())
         self.say(f"plan: {pairs:,} pairs, {2 * pairs:,} rows, about {tokens:,.0f} tokens (mean of "
                  f"{len(sizes)} pairs; dropped of them: {dict(drops)}); {self.steps} steps\n"
                  f"      {self.record['trainable']:,} of {total:,} parameters train\n"
-                 f"      about {flops:.1e} FLOPs (products with weights alone)\n"
-                 f"      about {memory:.1f} GiB (weights, gradients, moments, backward pass)")
+                 f"      about {flops:.1e} FLOPs (products with weights: forward in all layers, "
+                 "backward above the frozen ones)\n"
+                 f"      about {sum(parts.values()) / 2**30:.1f} GiB in each process, without "
+                 f"torch itself ({memory})")
 
     def loop(self, stop):
         """All steps that are left; returns False if a signal ended it early."""

@@ -6,6 +6,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -299,7 +300,10 @@ def test_an_error_of_our_own_keeps_its_traceback(base, monkeypatch):
 def test_dry_run_prints_the_plan_and_leaves_nothing(base, tmp_path, capsys):
     train.main([*map(str, [*base, "--dry-run"])])
     out = capsys.readouterr().out
-    assert "plan: 24 pairs, 48 rows" in out and "GiB" in out  # 6 steps of 8 rows
+    assert "plan: 24 pairs, 48 rows" in out and "(mean of 40 pairs;" in out  # 6 steps of 8 rows
+    assert " parameters train" in out and "FLOPs (products with weights: forward" in out
+    for part in ("weights", "gradients and moments", "copies in float32", "the backward pass of "):
+        assert re.search(rf"GiB in each process.*\b0\.0 {part}", out), part
     assert not (tmp_path / "run").exists()
 
 
