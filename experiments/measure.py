@@ -1,6 +1,6 @@
 """What the experiments measure on models, and what may be said of a few seeds.
 
-    judged      a finished run of train.py: accuracies, and what training changed inside
+    record_of   a finished run of train.py: accuracies, and what training changed inside
     merged      specialists in one model: averaged, added, or as branches on their shared trunk
     interval, verdict, power_law     a mean, a difference, an exponent, each with its interval
 
@@ -140,7 +140,7 @@ def changes(base, model, fmt, pairs, device="cpu"):
     return out | {"rows": len(rows)}
 
 
-def judged(folder, base):
+def record_of(folder, base):
     """The record of a finished run of train.py: `folder`, which began with the weights in `base`.
     On nano it is judged on the test pairs of all domains, elsewhere on its held-out pairs."""
     run = json.loads(Path(folder, "run.json").read_text(encoding="utf-8"))

@@ -180,7 +180,7 @@ def make(run, told, threads):
         if process.returncode:
             raise ValueError(f"train.py {shlex.join(told)}: {said.strip()[-500:]}")
         record = {**run._asdict(), "flags": shlex.join(told), "base": weights_of(run.weights),
-                  **measure.judged(folder / "run", base)}
+                  **measure.record_of(folder / "run", base)}
         if stay := kept(run):
             shutil.rmtree(stay, ignore_errors=True)
             (folder / "run/model").rename(stay)
