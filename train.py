@@ -105,7 +105,7 @@ RECIPES = {
         "all": dict(DORA, freeze=19, lr=2.138168e-5)},
     "nano": {  # ours, measured in nano/README.md
         domain: dict(NANO, epochs=epochs) for domain, epochs in
-        dict(reasoning=12.0, safety=8.0, chat=12.0, all=12.0).items()}}
+        dict(reasoning=12.0, safety=8.0, chat=16.0, all=12.0).items()}}
 
 
 def recipe_of(config, domain):
@@ -742,3 +742,6 @@ if __name__ == "__main__":
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    finally:  # threads of gloo still running at the interpreter's end would abort it
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
