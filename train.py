@@ -105,7 +105,7 @@ RECIPES = {
         "all": dict(DORA, freeze=19, lr=2.138168e-5)},
     "nano": {  # ours, measured in nano/README.md
         domain: dict(NANO, epochs=epochs) for domain, epochs in
-        dict(reasoning=12.0, safety=8.0, chat=16.0, all=12.0).items()}}
+        dict(reasoning=16.0, safety=8.0, chat=16.0, all=12.0).items()}}
 
 
 def recipe_of(config, domain):

@@ -48,7 +48,7 @@ METHODS = [("cloze", "dora"), ("cloze", "full"), ("cls", "dora"),  # these first
 # used for it. None was tuned for a method beyond that, so a small gap may be one of rates.
 ADAPTERS = {"dora": "--rank 16 --alpha 16 --lr 5e-3", "lora": "--rank 16 --alpha 16 --lr 5e-3",
             "full": "--lr 1e-3"}
-EPOCHS = {"reasoning": 12, "safety": 8, "chat": 16, "all": 12}  # alike for all methods
+EPOCHS = {"reasoning": 16, "safety": 8, "chat": 16, "all": 12}  # alike for all methods
 NANOS = ("nano", "random", "nano-causal")  # random: nano's shape and tokenizer, fresh weights
 LIVE = set()  # processes to end with this one
 
