@@ -310,7 +310,7 @@ def _hub_pair(repo, row):
 
 class Row(NamedTuple):
     tokens: list[int]
-    read: int  # where the answer is read: the index of [MASK], or 0 = [CLS] for head "cls"
+    read: int  # where the answer is read: the index of [MASK]; 0 = [CLS] for head "cls"
     label: int  # 0: the first response is the better one (alone: this is the chosen one)
     cut: int  # user tokens that truncation took
 
@@ -369,6 +369,7 @@ class Format:
     head: str = "cloze"  # cloze: read at [MASK]; cls: read at [CLS]
     domain: str = "all"  # whose question is asked; all: that of the pair's own domain
     max_length: int = 3600  # tokens of a row; the author's
+    causal: bool = False  # for a decoder: the row ends where [MASK] would come, and is read there
 
     def __post_init__(self):
         if (self.template, self.context) not in TEMPLATES:
@@ -448,9 +449,12 @@ def _row(pieces, label, ids, fmt):
         for start, end in reversed(spans[1:]):  # from the back: earlier spans stay where they are
             del tokens[start + cap:end]
         del tokens[spans[0][0]:spans[0][1] - keep]
+    cut = length - len(tokens)
     # no user text can hold the mask (see load_tokenizer), so this finds the template's
-    read = 0 if fmt.head == "cls" else tokens.index(fmt.tokenizer.token_to_id("[MASK]"))
-    return Row(tokens, read, label, length - len(tokens))
+    read = tokens.index(fmt.tokenizer.token_to_id("[MASK]"))
+    if fmt.causal:
+        return Row(tokens[:read], read - 1, label, cut)
+    return Row(tokens, 0 if fmt.head == "cls" else read, label, cut)
 
 
 # --- batches ---------------------------------------------------------------------------------

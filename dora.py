@@ -28,7 +28,8 @@ from torch import nn
 
 from tinyrm import Linear
 
-TARGETS = ("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo")  # of every layer that is not frozen
+# of every layer that is not frozen, those that it has: a decoder's q, k and v are three
+TARGETS = ("attn.Wqkv", "attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.Wo", "mlp.Wi", "mlp.Wo")
 KINDS = ("dora", "lora", "full")
 
 
@@ -130,8 +131,10 @@ def adapt(model, kind="dora", rank=8, alpha=8.0, freeze=0, seed=0):
         layers[:freeze].requires_grad_(False)
     if kind != "full":
         generator = torch.Generator().manual_seed(seed)
-        names = [f"model.layers.{i}.{t}" for i in range(freeze, len(layers)) for t in TARGETS]
-        for name in [*names, "head.dense"]:
+        has = dict(layers[0].named_modules())
+        names = [f"model.layers.{i}.{t}" for i in range(freeze, len(layers))
+                 for t in TARGETS if t in has]
+        for name in [*names, f"{model.head_name}.dense"]:
             place(model, name, Adapted(model.get_submodule(name), rank, alpha, kind, generator))
     if model.head_kind == "cls":
         model.classifier.requires_grad_(True)
@@ -162,7 +165,8 @@ def merge(model):
 
 def save_adapter(model, folder, base):
     """adapter_config.json and adapter_model.safetensors, as peft writes them; `base` is the folder
-    or Hub name of the model that the adapter belongs to."""
+    or Hub name of the model that the adapter belongs to. (One for a decoder's classifier opens here
+    alone: transformers begins such a model with a fresh `head` beside the trained `lm_head`.)"""
     from safetensors.torch import save_file
 
     folder = Path(folder)

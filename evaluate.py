@@ -276,7 +276,7 @@ class RewardModel:
         if shown["max_length"] > most:
             raise ValueError(f"--max-length {shown['max_length']}: {name} ends at {most} tokens")
         own = folder if (folder / "tokenizer.json").is_file() else base
-        fmt = data.Format(data.load_tokenizer(own), **shown)
+        fmt = data.Format(data.load_tokenizer(own), **shown, causal=model.config.causal)
         device, compute, reason = tinyrm.pick_device(device, dtype)
         about = {"model": str(name), "parameters": sum(p.numel() for p in model.parameters()),
                  "weights": " + ".join(dict.fromkeys(map(revision, (base, folder)))),
@@ -568,13 +568,15 @@ def show(reports):
 def flops(config, sizes, device):
     """FLOPs, two a multiply-add, of products and attention in tinyrm.py for rows of these sizes:
     the last layer's queries, output and MLP for one position a row, the decoder for two words.
-    Local attention: the window on CUDA, blocks of queries over their neighbours elsewhere."""
+    Local attention: the window on CUDA, blocks of queries over their neighbours elsewhere. What
+    a decoder masks within these is counted too."""
     d, f, w, total = config.hidden_size, config.intermediate_size, config.window, sum(sizes)
     square = near = sum(n * n for n in sizes)
     if device.type == "cuda":
         near = sum(n * n if n <= w else n * (2 * w + 1) - w * (w + 1) for n in sizes)
     elif max(sizes) > w + 1:
-        near = -(-total // tinyrm.BLOCK) * tinyrm.BLOCK * (tinyrm.BLOCK + 2 * w)
+        width = tinyrm.BLOCK + (1 if config.causal else 2) * w
+        near = -(-total // tinyrm.BLOCK) * tinyrm.BLOCK * width
     count = len(sizes) * (d * d + 2 * d)  # the head
     for i, kind in enumerate(config.layer_types):
         last, full = i == config.num_hidden_layers - 1, kind == "full_attention"

@@ -1,4 +1,5 @@
 """The encoder: ModernBERT (arXiv 2412.13663) with its masked-language-model head, in plain PyTorch.
+Its causal twin, of the Ettin suite (arXiv 2507.11412), is the same but for who sees whom.
 
 One legend of shapes for all files of this project:
 
@@ -29,7 +30,10 @@ NAMES = {  # short names for `--model`; anything else is a folder or a Hub repos
     "nano": str(HERE / "nano"),
     "base": "answerdotai/ModernBERT-base",
     "large": "answerdotai/ModernBERT-large",
+    "nano-causal": str(HERE / "nano/causal"),
     **{f"ettin-{s}": f"jhu-clsp/ettin-encoder-{s}" for s in "17m 32m 68m 150m 400m 1b".split()},
+    **{f"ettin-decoder-{s}": f"jhu-clsp/ettin-decoder-{s}"
+       for s in "17m 32m 68m 150m 400m 1b".split()},
 }
 # queries in a block of local attention: 15 % faster on a CPU than 128 (keys: 192, not 256)
 BLOCK = 64
@@ -56,12 +60,14 @@ class Config:
     initializer_range: float = 0.02
     initializer_cutoff_factor: float = 2.0
     tie_word_embeddings: bool = True
+    causal: bool = False  # model type modernbert-decoder: a token sees those before it alone
     raw: dict = field(default_factory=dict, repr=False, compare=False)  # config.json as it was
 
     @property
     def window(self):
-        """Tokens seen to each side in a sliding layer, the last one included."""
-        return self.local_attention // 2
+        """How far a token sees in a sliding layer: to each side; in a decoder to the left, and
+        one less, since there transformers counts the token itself."""
+        return self.local_attention // 2 - self.causal
 
     @classmethod
     def read(cls, raw):
@@ -76,7 +82,7 @@ class Config:
         kinds = {r.get("rope_type", "default") for r in rope.values()}
         odd += ["scaled RoPE"] if kinds - {"default"} else []
         kind = raw.get("model_type")
-        if odd or kind != "modernbert":
+        if odd or kind not in ("modernbert", "modernbert-decoder"):
             raise ValueError(f"model_type {kind!r} with {', '.join(odd) or 'no oddity'} is not the "
                              "ModernBERT that is built here")
         try:
@@ -88,6 +94,7 @@ class Config:
             given = {f.name: raw[f.name] for f in fields(cls) if raw.get(f.name) is not None}
             config = cls(**given | dict(
                 layer_types=tuple(raw.get("layer_types") or kinds), raw=dict(raw),
+                causal=kind == "modernbert-decoder",
                 global_rope_theta=theta, local_rope_theta=local or theta))
         except (KeyError, TypeError) as e:
             raise ValueError(f"a size is missing: {e}") from None
@@ -99,7 +106,9 @@ class Config:
 
     def write(self, head="cloze"):
         """The dict for config.json: as it was read, with the class that opens it."""
-        kind = {"cloze": "ForMaskedLM", "cls": "ForSequenceClassification"}[head]
+        kind = "Decoder" * self.causal + (
+            "ForSequenceClassification" if head == "cls" else
+            "ForCausalLM" if self.causal else "ForMaskedLM")
         raw = {**self.raw, "architectures": ["ModernBert" + kind], "dtype": "float32",
                "tie_word_embeddings": self.tie_word_embeddings, "classifier_pooling": "cls"}
         raw.pop("torch_dtype", None)
@@ -114,11 +123,12 @@ class Plan(NamedTuple):
 
     rope: dict  # layer type -> cos, sin, each (T, 1, K/2) in float32
     runs: list  # (rows, length) of neighbouring rows of equal length, in order
-    mask: torch.Tensor | None  # (blocks, 1, BLOCK, BLOCK + 2 window), for the local layers
+    mask: torch.Tensor | None  # of block_mask, for the local layers
     read: torch.Tensor | None  # (B,)
     cu: torch.Tensor  # starts, int32, on the device
     longest: int
     flash: bool  # torch's variable-length flash kernel
+    causal: bool
 
 
 def make_plan(config, tokens, starts, read, dtype):
@@ -130,6 +140,8 @@ def make_plan(config, tokens, starts, read, dtype):
         raise ValueError(f"rows of {min(sizes)} to {longest} tokens, {sum(sizes)} of {total} in "
                          f"all: need 1 to {config.max_position_embeddings} each")
     cu = starts.to(device, torch.int32, non_blocking=True)
+    if config.causal and read is not None:  # without waiting for the GPU
+        torch._assert_async((read == cu[1:] - 1).all(), "a decoder is read at the end of each row")
     row = torch.arange(len(sizes)).repeat_interleave(lengths).to(device, non_blocking=True)
     position = torch.arange(total, device=device) - cu[row]
     rope = {}
@@ -143,25 +155,26 @@ def make_plan(config, tokens, starts, read, dtype):
     flash = flash_reason(device, dtype)[0]
     mask = None
     if not flash and longest > config.window + 1:  # else every row fits into the window
-        mask = block_mask(row, config.window)
-    return Plan(rope, runs, mask, read, cu, longest, flash)
+        mask = block_mask(row, config.window, 0 if config.causal else config.window)
+    return Plan(rope, runs, mask, read, cu, longest, flash, config.causal)
 
 
-def block_mask(row, window):
-    """(blocks, 1, BLOCK, BLOCK + 2 window), True where a query may see a key: query i of a block
-    sits over key i + window of it, so the window is 0 <= j - i <= 2 window; and both must lie in
-    the same row. Room beyond the stream counts as a row of its own, which keeps NaN away."""
-    blocks = -(-len(row) // BLOCK)
+def block_mask(row, left, right):
+    """(blocks, 1, BLOCK, left + BLOCK + right), True where a query may see a key: query i of a
+    block sits over key i + left of it, so the window is 0 <= j - i <= left + right; and both must
+    lie in the same row. Room beyond the stream counts as a row of its own, which keeps NaN away."""
+    blocks, width = -(-len(row) // BLOCK), left + BLOCK + right
     room = blocks * BLOCK - len(row)
-    i, j = torch.arange(BLOCK)[:, None], torch.arange(BLOCK + 2 * window)
-    band = ((j - i >= 0) & (j - i <= 2 * window)).to(row.device)
+    i, j = torch.arange(BLOCK)[:, None], torch.arange(width)
+    band = ((j - i >= 0) & (j - i <= left + right)).to(row.device)
     queries = F.pad(row, (0, room), value=-1).view(blocks, BLOCK, 1)
-    keys = F.pad(row, (window, window + room), value=-1).unfold(0, BLOCK + 2 * window, BLOCK)
+    keys = F.pad(row, (left, right + room), value=-1).unfold(0, width, BLOCK)
     return (band & (queries == keys[:, None]))[:, None]
 
 
 def attention(q, k, v, plan, window=None):
-    """softmax(q k^T / sqrt(K)) v within each row; with `window`, over |i - j| <= window only.
+    """softmax(q k^T / sqrt(K)) v within each row; with `window`, over |i - j| <= window only; in
+    a decoder (plan.causal) over j <= i only.
 
     q (T, H, K), or (B, H, K) for one query a row (which sees its whole row); k, v (T, H, K).
     On CUDA in bf16 this is torch's variable-length flash kernel; elsewhere
@@ -173,27 +186,31 @@ def attention(q, k, v, plan, window=None):
 
         one = len(q) != len(k)
         cu_q = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device) if one else plan.cu
-        sides = (-1, -1) if window is None else (window, window)
+        far = -1 if window is None else window
+        sides = (far, 0 if plan.causal and not one else far)
         longest = 1 if one else plan.longest
         return varlen_attn(q, k, v, cu_q, plan.cu, longest, plan.longest, window_size=sides)
     if window is not None and plan.mask is not None:
         return local_attention(q, k, v, plan.mask, window)
     sizes = [n * length for n, length in plan.runs]
-    queries = q.split(sizes if len(q) == len(k) else [n for n, _ in plan.runs])
-    out = []
+    every = len(q) == len(k)
+    queries = q.split(sizes if every else [n for n, _ in plan.runs])
+    out, causal = [], plan.causal and every
     for (n, _), *qkv in zip(plan.runs, queries, k.split(sizes), v.split(sizes), strict=True):
         qkv = (x.unflatten(0, (n, -1)).transpose(1, 2) for x in qkv)  # (rows, H, length, K)
-        out.append(F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(0, 1))
+        y = F.scaled_dot_product_attention(*qkv, is_causal=causal)
+        out.append(y.transpose(1, 2).flatten(0, 1))
     return torch.cat(out) if len(out) > 1 else out[0]
 
 
 def local_attention(q, k, v, mask, window):
     """Sliding-window attention over the whole stream: BLOCK queries see the keys of their block
-    and `window` more to each side, so the work is linear in T."""
-    total, room = len(q), len(mask) * BLOCK - len(q)
+    and `window` more to each side (in a decoder, to the left), so the work is linear in T."""
+    total, room, width = len(q), len(mask) * BLOCK - len(q), mask.shape[-1]
     q = F.pad(q, (0, 0, 0, 0, 0, room)).unflatten(0, (-1, BLOCK)).transpose(1, 2)
-    k, v = (F.pad(x, (0, 0, 0, 0, window, window + room)).unfold(0, BLOCK + 2 * window, BLOCK).mT
-            for x in (k, v))  # (blocks, H, BLOCK + 2 window, K)
+    after = width - BLOCK - window + room
+    k, v = (F.pad(x, (0, 0, 0, 0, window, after)).unfold(0, width, BLOCK).mT
+            for x in (k, v))  # (blocks, H, width, K)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return out.transpose(1, 2).flatten(0, 1)[:total]
 
@@ -267,23 +284,30 @@ class Attention(nn.Module):
         width = config.hidden_size
         self.heads, self.kind = config.num_attention_heads, kind
         self.window = config.window if kind == "sliding_attention" else None
-        self.Wqkv = Linear(width, 3 * width)
+        self.causal = config.causal
+        if self.causal:
+            self.q_proj, self.k_proj, self.v_proj = (Linear(width, width) for _ in range(3))
+        else:
+            self.Wqkv = Linear(width, 3 * width)
         self.Wo = Linear(width, width)
+
+    def qkv(self, x, read=None):
+        """Each (T, D); q (B, D) of the tokens `read` alone, if given."""
+        at, width = x if read is None else x[read], x.shape[-1]
+        if self.causal:
+            return self.q_proj(at), self.k_proj(x), self.v_proj(x)
+        if read is None:
+            return self.Wqkv(x).chunk(3, -1)
+        return self.Wqkv(at, slice(width)), *self.Wqkv(x, slice(width, None)).chunk(2, -1)
 
     def forward(self, x, plan, last=False):
         """x (T, D) -> (T, D), or (B, D) for the last layer: there only plan.read is ever read,
         and a global layer needs no other queries."""
         cos, sin = plan.rope[self.kind]
-        width, head = x.shape[-1], (-1, self.heads, x.shape[-1] // self.heads)
-        if last and self.window is None:
-            kv = self.Wqkv(x, slice(width, None))
-            q, k, v = (self.Wqkv(x[plan.read], slice(width)), *kv.chunk(2, -1))
-            q = rotate(q.unflatten(-1, head[1:]), cos[plan.read], sin[plan.read])
-        else:
-            q, k, v = self.Wqkv(x).chunk(3, -1)
-            q = rotate(q.unflatten(-1, head[1:]), cos, sin)
-        k = rotate(k.unflatten(-1, head[1:]), cos, sin)
-        y = attention(q, k, v.unflatten(-1, head[1:]), plan, self.window).flatten(1)
+        one = plan.read if last and self.window is None else None
+        q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in self.qkv(x, one))
+        q = rotate(q, *(cos, sin) if one is None else (cos[one], sin[one]))
+        y = attention(q, rotate(k, cos, sin), v, plan, self.window).flatten(1)
         if last and self.window is not None:
             y = y[plan.read]
         return self.Wo(y)
@@ -364,24 +388,26 @@ class Decoder(nn.Module):
 
 class ModernBERT(nn.Module):
     """The encoder with the pretrained head "cloze", where a verdict is a word at [MASK] (Tiny
-    Reward Models, section 2), or a fresh layer "cls", the paper's baseline (section 3.2)."""
+    Reward Models, section 2), or a fresh layer "cls", the paper's baseline (section 3.2). In a
+    decoder (config.causal) both are read at the end of the row, where the word would come next."""
 
     def __init__(self, config, head="cloze"):
         super().__init__()
         self.config, self.head_kind = config, head
         self.checkpoint = False  # recompute unfrozen layers in the backward pass, to save memory
         self.model = Encoder(config)
-        self.head = Head(config)
+        self.head_name = "lm_head" if config.causal and head == "cloze" else "head"
+        self.add_module(self.head_name, Head(config))
         if head == "cloze":
             self.decoder = Decoder(config)
         else:
-            self.classifier = nn.Linear(config.hidden_size, 2)
+            self.classifier = nn.Linear(config.hidden_size, 2, bias=not config.causal)
 
     def hidden(self, tokens, starts, read=None):
         """All layers before final_norm: (T, D), or (B, D) at the positions `read`. The residual
         stream has the precision of the weights, the layers compute in theirs. Frozen bottom layers
         have no input that needs a gradient, so autograd keeps nothing of them."""
-        compute = self.model.layers[0].attn.Wqkv.compute
+        compute = self.model.layers[0].attn.Wo.compute
         embeddings, dtype = self.model.embeddings, self.model.final_norm.weight.dtype
         plan = make_plan(self.config, tokens, starts, read, compute or dtype)
         x = embeddings.norm(embeddings.tok_embeddings(tokens))
@@ -399,13 +425,14 @@ class ModernBERT(nn.Module):
 
     def forward(self, tokens, starts, read):
         """Hidden states at one position a row, and nothing else of the last layer: tokens (T,),
-        starts (B+1,), read (B,) indices into T, one in each row -> (B, D)."""
+        starts (B+1,), read (B,) indices into T, one in each row (of a decoder: its last) ->
+        (B, D)."""
         return self.model.final_norm(self.hidden(tokens, starts, read))
 
     def logits(self, h, words=None):
         """h (N, D) -> (N, V), or (N, len(words)) for some words of the vocabulary alone.
         Under head "cls" always (N, 2)."""
-        h = self.head(h)
+        h = self.get_submodule(self.head_name)(h)
         if self.head_kind == "cls":
             return self.classifier(h)
         return self.decoder(h, self.model.embeddings.tok_embeddings.weight, words)
@@ -470,7 +497,7 @@ def load(folder, head=None):
         model = ModernBERT(config, head)
     want = model.state_dict()
     if head != found:
-        state = {k: v for k, v in state.items() if not k.startswith("decoder.")}
+        state = {k.removeprefix("lm_"): v for k, v in state.items() if not k.startswith("decoder.")}
         state |= {k: torch.zeros(v.shape) for k, v in want.items() if k.startswith("classifier.")}
     wrong = [f"{k} is missing" for k in want.keys() - state.keys()]
     wrong += [f"{k} is not known" for k in state.keys() - want.keys()]
@@ -497,7 +524,8 @@ def init_classifier(model, seed):
     """A fresh classifier for head "cls": normal with D^-0.5, cut off as in init_weights."""
     random, std = torch.Generator().manual_seed(seed), model.config.hidden_size**-0.5
     nn.init.trunc_normal_(model.classifier.weight, std=std, a=-2 * std, b=2 * std, generator=random)
-    nn.init.zeros_(model.classifier.bias)
+    if model.classifier.bias is not None:
+        nn.init.zeros_(model.classifier.bias)
 
 
 def save(model, folder):
@@ -569,7 +597,10 @@ def main(name="nano"):
     model, tokenizer = load(folder, "cloze"), Tokenizer.from_file(str(folder / "tokenizer.json"))
     print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, {model.config}")
     ids = tokenizer.encode("The better option is[MASK].").ids
-    at = torch.tensor([ids.index(tokenizer.token_to_id("[MASK]"))])
+    at = ids.index(tokenizer.token_to_id("[MASK]"))
+    if model.config.causal:  # what comes next
+        ids, at = ids[:at], at - 1
+    at = torch.tensor([at])
     with torch.inference_mode():
         logits = model.logits(model(torch.tensor(ids), torch.tensor([0, len(ids)]), at))[0]
     words = [tokenizer.decode([i]) for i in logits.topk(5).indices.tolist()]

@@ -54,7 +54,8 @@ class Settings:
     the recipe beats the default, and the outcome is printed first and stored with the run."""
 
     domain: str = flag("", "what to be a specialist in, or all", "reasoning safety chat all")
-    model: str = flag("auto", "nano, base, large, ettin-17m ... ettin-1b, a folder or a Hub name; "
+    model: str = flag("auto", "nano, nano-causal, base, large, ettin-17m ... ettin-1b, "
+                              "ettin-decoder-17m ..., a folder or a Hub name; "
                               "auto: large with CUDA, else nano")
     data: tuple[str, ...] = flag(("auto",), "nano, hub, hub:author or files of pairs; auto: hub "
                                             "with CUDA, else nano")
@@ -158,7 +159,7 @@ def resolve(said, cuda):
         took = (f" (auto: {'CUDA is' if cuda else 'no CUDA'} here; the paper's run is --model "
                 "large --data hub, a laptop's --model nano --data nano)")
     if pairs == ["auto"]:
-        pairs = ["nano" if model == "nano" else "hub"]
+        pairs = ["nano" if model in ("nano", "nano-causal") else "hub"]
     if pairs not in (["nano"], *HUB) and any(
             name.partition(":")[0] in ("auto", "nano", "hub") for name in pairs):
         raise ValueError(f"--data {' '.join(pairs)}: give nano, hub, hub:author or files of pairs")
@@ -440,8 +441,9 @@ class Run:
     def open_pairs(self):
         """The pairs and how they are shown; returns a line on their source."""
         s = self.s
+        causal = tinyrm.read_config(self.folder).causal
         self.fmt = data.Format(data.load_tokenizer(self.folder), s.template, s.context, s.head,
-                               s.domain, s.max_length)
+                               s.domain, s.max_length, causal)
         self.pairs, self.train, self.test, self.held, source = find_pairs(s, self.commits)
         self.say(f"data: {source}: {len(self.train):,} pairs to train on, "
                  f"{len(self.held):,} to judge by")
@@ -465,7 +467,7 @@ class Run:
         unfrozen = (c.num_hidden_layers - s.freeze) * (2 if s.adapter == "full" else 1.4)
         flops = 2 * tokens * weights * (c.num_hidden_layers + unfrozen)
         # kept beside the weights: in bf16 a copy of each layer, in fp32 W' of the adapted ones
-        compute, adapted = self.model.head.dense.compute, s.adapter != "full"
+        compute, adapted = self.model.model.layers[0].attn.Wo.compute, s.adapter != "full"
         copied = (c.num_hidden_layers if compute != torch.float32 else
                   adapted * (c.num_hidden_layers - s.freeze))
         at_once = min(self.budget, tokens / self.steps / self.world)
@@ -646,9 +648,11 @@ class Run:
             **asdict(s), **self.record["result"], source=self.record["source"], steps=self.steps,
             name=self.out.name, base=self.record["revisions"]["model"],
             base_model=f"base_model: {self.base}\n" if "" in self.commits else "",
-            task="fill-mask" if cloze else "text-classification",
+            task="text-classification" if not cloze else "text-generation" if fmt.causal
+            else "fill-mask",
             shown="two responses" if s.context == "pair" else "one response at a time",
-            cls="AutoModelForMaskedLM" if cloze else "AutoModelForSequenceClassification",
+            cls="AutoModelFor" + ("SequenceClassification" if not cloze else
+                                  "CausalLM" if fmt.causal else "MaskedLM"),
             words=labels if cloze else "two classes")
 
         def store(name, save):

@@ -497,14 +497,14 @@ def write_json(path, value):
 
 
 # --- pre-training ---------------------------------------------------------------------------------
-def config_of(tokenizer):
+def config_of(tokenizer, causal=False):
     """ModernBERT in small: 4 layers (0 and 3 global, 1 and 2 local as the Hub's every-third)."""
     special = {f"{name}_token_id": tokenizer.token_to_id(f"[{name.upper()}]") for name in
                ("cls", "sep", "pad")}
     return tinyrm.Config.read(
         {
-            "architectures": ["ModernBertForMaskedLM"],
-            "model_type": "modernbert",
+            "architectures": ["ModernBert" + ("DecoderForCausalLM" if causal else "ForMaskedLM")],
+            "model_type": "modernbert" + "-decoder" * causal,
             "vocab_size": tokenizer.get_vocab_size(),
             "hidden_size": 128,
             "intermediate_size": 192,
@@ -570,6 +570,13 @@ class Reader:
         where = hidden.nonzero().squeeze(1)
         return tokens.masked_fill(hidden, self.mask), lengths.cumsum(0), where, tokens[where]
 
+    def next_batch(self, docs):
+        """As `batch`, for a decoder: nothing is masked, and each token but the first of a document
+        is what has to come after the one before it."""
+        tokens = torch.tensor([token for doc in docs for token in doc])  # (T,)
+        where = (tokens != self.cls).nonzero().squeeze(1) - 1
+        return tokens, torch.tensor([0, *map(len, docs)]).cumsum(0), where, tokens[where + 1]
+
 
 def rate(step, steps, peak, warm=200, tail=0.3):
     """Learning rate: up over `warm` steps, flat, down to 2 % over the last `tail` of the run. The
@@ -610,7 +617,8 @@ def load_state(path, model, optimizer):
 
 
 def pretrain(model, reader, steps, peak, state, stop=None, every=200, log=print):
-    """Plain masked-language modelling: cross-entropy at the masked positions, nothing else."""
+    """Plain masked-language modelling: cross-entropy at the masked positions, nothing else. For a
+    decoder, plain language modelling: the same text in the same order, every next token."""
     stop = min(stop or steps, steps)
     vectors = [p for p in model.parameters() if p.ndim < 2]
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -624,7 +632,9 @@ def pretrain(model, reader, steps, peak, state, stop=None, every=200, log=print)
     while step < stop:
         if block != step // 8:
             block, cuts = step // 8, reader.block(step // 8, 8)
-        tokens, starts, where, what = reader.batch(cuts[step % 8], step)
+        docs = cuts[step % 8]
+        batch = reader.next_batch(docs) if model.config.causal else reader.batch(docs, step)
+        tokens, starts, where, what = batch
         for group in optimizer.param_groups:
             group["lr"] = rate(step, steps, peak)
         logits = model.logits(model.encode(tokens, starts)[where])  # (N, V)
@@ -648,8 +658,9 @@ def pretrain(model, reader, steps, peak, state, stop=None, every=200, log=print)
 
 @torch.inference_mode()
 def probe(model, reader):
-    """Recall of each attribute over all words, read at one mask: the share of words for which the
-    right value is the likeliest of the attribute's values (chance 0.10, 0.50 and 0.125)."""
+    """Recall of each attribute over all words, read at one mask (by a decoder: next): the share of
+    words for which the right value is the likeliest of the attribute's values (chance 0.10, 0.50
+    and 0.125)."""
     results = {}
     for name, before, after, values in [
         ("weight", " A {} weighs", " stone.", {str(i + 1): [n] for i, n in enumerate(NUMBERS)}),
@@ -659,8 +670,9 @@ def probe(model, reader):
         docs, read, right = [], [], []
         for word, thing in reader.world.items():
             head = [reader.cls, *reader.ids(before.format(word))]
-            docs.append([*head, reader.mask, *reader.ids(after), reader.sep])
-            read.append(sum(map(len, docs[:-1])) + len(head))
+            rest = [reader.mask, *reader.ids(after), reader.sep]
+            docs.append(head if model.config.causal else [*head, *rest])
+            read.append(sum(map(len, docs[:-1])) + len(head) - model.config.causal)
             right.append(list(values).index(str(thing[name])))
         starts = torch.tensor([0, *map(len, docs)]).cumsum(0)
         tokens = torch.tensor([token for doc in docs for token in doc])
@@ -694,6 +706,7 @@ def main(argv=None):
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=17, help="of weights, order of text and masks")
     parser.add_argument("--threads", type=int, default=1, help="bit-equal only at the same number")
+    parser.add_argument("--causal", action="store_true", help="the decoder twin, for nano/causal")
     parser.add_argument("--show", action="store_true", help="print text and pairs, write nothing")
     flags = parser.parse_args(argv)
     world = make_world()
@@ -707,7 +720,7 @@ def main(argv=None):
             (flags.out / "pairs" / f"{domain}.{half}.jsonl").write_text("".join(lines), "utf-8")
     tokenizer = make_tokenizer(world)
     save_tokenizer(tokenizer, flags.out)
-    model = tinyrm.ModernBERT(config_of(tokenizer))
+    model = tinyrm.ModernBERT(config_of(tokenizer, flags.causal))
     model.init_weights(flags.seed)
     size = sum(p.numel() for p in model.parameters())
     print(f"{len(world)} words, {tokenizer.get_vocab_size()} tokens, {size / 1e6:.2f} M parameters")

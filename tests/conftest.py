@@ -37,6 +37,18 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_causal(tiny, tmp_path_factory):
+    """The same tokenizer with a random decoder."""
+    import tinyrm
+
+    folder = tmp_path_factory.mktemp("tiny-causal")
+    raw = json.loads((tiny / "config.json").read_text()) | {"model_type": "modernbert-decoder"}
+    tinyrm.save(tinyrm.ModernBERT(tinyrm.Config.read(raw)).init_weights(0), folder)
+    (folder / "tokenizer.json").write_bytes((tiny / "tokenizer.json").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
 def pairs_file(tmp_path_factory):
     """48 pairs over 24 prompts: the better response is the larger number word."""
     path = tmp_path_factory.mktemp("pairs") / "numbers.jsonl"

@@ -24,7 +24,9 @@ def small(head="cloze", **change):
 def peft_of(model, rank, alpha, freeze, use_dora):
     """The same adapter on transformers' model by peft, with A, B and m copied from ours."""
     layers = range(freeze, model.config.num_hidden_layers)
-    names = [f"model.layers.{i}.{t}" for i in layers for t in dora.TARGETS] + ["head.dense"]
+    has = dict(model.model.layers[0].named_modules())
+    names = [f"model.layers.{i}.{t}" for i in layers for t in dora.TARGETS if t in has]
+    names += [f"{model.head_name}.dense"]
     plain = wild(model.config).double()
     peer = peft.get_peft_model(
         peer_of(plain), peft.LoraConfig(r=rank, lora_alpha=alpha, use_dora=use_dora,
@@ -56,16 +58,18 @@ def run(peer, rows, offsets):
         peer(row[None]).logits[0, at] for row, at in zip(rows, offsets, strict=True)])  # fmt: skip
 
 
-@pytest.mark.parametrize("kind, rank, alpha, freeze", [
-    ("dora", 1, 8.0, 0), ("dora", 3, 1.5, 2), ("dora", 16, 16.0, 3), ("lora", 4, 8.0, 1),
-    ("dora", 4, 8.0, 4),
+@pytest.mark.parametrize("kind, rank, alpha, freeze, of", [
+    ("dora", 1, 8.0, 0, "modernbert"), ("dora", 3, 1.5, 2, "modernbert"),
+    ("dora", 16, 16.0, 3, "modernbert"), ("lora", 4, 8.0, 1, "modernbert"),
+    ("dora", 4, 8.0, 4, "modernbert"), ("dora", 4, 8.0, 1, "modernbert-decoder"),
 ])  # fmt: skip
-def test_training_with_an_adapter_equals_peft(kind, rank, alpha, freeze):
+def test_training_with_an_adapter_equals_peft(kind, rank, alpha, freeze, of):
     # hidden 32, ffn 48: Wqkv (96, 32), Wi (96, 32), mlp.Wo (32, 48) are not square
-    model = small()
+    model = small(model_type=of)
     dora.adapt(model, kind, rank, alpha, freeze)
     peer = peft_of(model, rank, alpha, freeze, kind == "dora")
     rows, tokens, starts, read = random_rows([140, 9, 40])
+    read = starts[1:] - 1 if model.config.causal else read
     labels = torch.tensor([5, 6, 5])
     ours = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
     theirs = torch.optim.AdamW([p for p in peer.parameters() if p.requires_grad], lr=0.05)
@@ -74,7 +78,7 @@ def test_training_with_an_adapter_equals_peft(kind, rank, alpha, freeze):
         b = run(peer, rows, read - starts[:-1])
         # transformers rotates in float32 whatever the model is in; what peft adds is held to
         # float64 in the next test
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(a, b, rtol=5e-5, atol=5e-7)
         ours.zero_grad(), theirs.zero_grad()
         cross_entropy(a, labels).backward(), cross_entropy(b, labels).backward()
         for name, module in dora.adapters(model).items():
@@ -201,9 +205,10 @@ def test_the_frozen_bottom_runs_without_autograd():
     assert seen == [False, False, True, True]
 
 
-def test_an_adapter_saved_by_us_loads_in_peft_and_the_reverse(tmp_path):
+@pytest.mark.parametrize("of", ["modernbert", "modernbert-decoder"])
+def test_an_adapter_saved_by_us_loads_in_peft_and_the_reverse(tmp_path, of):
     for kind in ("dora", "lora"):
-        model = small().float()
+        model = small(model_type=of).float()
         dora.adapt(model, kind, 4, 6.0, 2)
         with torch.no_grad():
             for module in dora.adapters(model).values():
@@ -211,6 +216,7 @@ def test_an_adapter_saved_by_us_loads_in_peft_and_the_reverse(tmp_path):
                 if module.m is not None:
                     module.m.mul_(1.1)
         rows, tokens, starts, read = random_rows([80, 12])
+        read = starts[1:] - 1 if model.config.causal else read
         want = model.logits(model(tokens, starts, read))
         dora.save_adapter(model, tmp_path / "ours", "some/base")
         base = peer_of(wild(model.config))

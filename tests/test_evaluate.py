@@ -252,10 +252,10 @@ def test_the_format_comes_from_tinyrm_json_and_flags_override_it(folder, tmp_pat
     rm = e.RewardModel.load(tmp_path / "run", domain="chat")
     assert (rm.fmt.context, rm.fmt.domain, rm.fmt.max_length) == ("single", "chat", 200)
     assert rm.about["format"] == {"template": "option", "context": "single", "head": "cloze",
-                                  "domain": "chat", "max_length": 200}
+                                  "domain": "chat", "max_length": 200, "causal": False}
     assert e.RewardModel.load(folder).about["format"] == {  # what nobody said stands there too
         "template": "option", "context": "pair", "head": "cloze", "domain": "all",
-        "max_length": 512}
+        "max_length": 512, "causal": False}
     with pytest.raises(ValueError, match="ends at 512"):
         e.RewardModel.load(tmp_path / "run", max_length=600)
 
@@ -295,16 +295,17 @@ def test_the_cls_head_judges_in_both_contexts(folder, tmp_path, context):
 
 @pytest.mark.parametrize("sizes", [[3, 9, 9], [30, 64, 65], [70, 200, 200, 31], [500]])
 @pytest.mark.parametrize("layers", [4, 3])  # the last layer global, and local
-def test_flops_are_those_that_torch_counts(sizes, layers):
+@pytest.mark.parametrize("kind", ["modernbert", "modernbert-decoder"])
+def test_flops_are_those_that_torch_counts(sizes, layers, kind):
     config = tinyrm.Config.read({
-        "model_type": "modernbert", "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48,
+        "model_type": kind, "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48,
         "num_hidden_layers": layers, "num_attention_heads": 2})
     model = tinyrm.ModernBERT(config).init_weights(0).eval()
     starts = torch.tensor([0, *np.cumsum(sizes).tolist()])
     tokens = torch.randint(50, (int(starts[-1]),))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            h = model(tokens, starts, starts[:-1] + 1)
+            h = model(tokens, starts, starts[1:] - 1)
             model.logits(h, torch.tensor([3, 4]))
     assert e.flops(config, sizes, torch.device("cpu")) == counter.get_total_flops()
 

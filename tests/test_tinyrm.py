@@ -8,7 +8,13 @@ import json
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     ModernBertConfig,
+    ModernBertDecoderConfig,
+    ModernBertDecoderForCausalLM,
+    ModernBertDecoderForSequenceClassification,
     ModernBertForMaskedLM,
     ModernBertForSequenceClassification,
 )
@@ -31,8 +37,12 @@ def hub_config(**change):
 
 def peer_of(model, cls=ModernBertForMaskedLM):
     """transformers' model with the same weights."""
-    peer = cls(ModernBertConfig(**model.config.raw, attn_implementation="sdpa",
-                                classifier_pooling="cls")).eval()  # fmt: skip
+    config, more = ModernBertConfig, {"classifier_pooling": "cls"}
+    if model.config.causal:
+        config, more = ModernBertDecoderConfig, {}
+        cls = {ModernBertForMaskedLM: ModernBertDecoderForCausalLM,
+               ModernBertForSequenceClassification: ModernBertDecoderForSequenceClassification}[cls]
+    peer = cls(config(**model.config.raw, attn_implementation="sdpa", **more)).eval()
     missing = peer.load_state_dict(model.state_dict(), strict=False)
     assert set(missing.missing_keys) <= {"decoder.weight"} and not missing.unexpected_keys
     if hasattr(peer, "tie_weights"):
@@ -59,6 +69,7 @@ def wild(config, head="cloze", seed=1):
     return model
 
 
+KINDS = pytest.mark.parametrize("kind", ["modernbert", "modernbert-decoder"])
 SHAPES = [  # layers, heads, width, ffn, lengths
     (2, 1, 64, 32, [3]),
     (3, 2, 32, 48, [5, 64, 65, 66]),
@@ -68,13 +79,16 @@ SHAPES = [  # layers, heads, width, ffn, lengths
 ]
 
 
+@KINDS
 @pytest.mark.parametrize("layers, heads, width, ffn, lengths", SHAPES)
-def test_logits_and_gradients_equal_transformers(layers, heads, width, ffn, lengths):
-    config = tinyrm.Config.read(hub_config(num_hidden_layers=layers, num_attention_heads=heads,
-                                           hidden_size=width, intermediate_size=ffn))  # fmt: skip
+def test_logits_and_gradients_equal_transformers(kind, layers, heads, width, ffn, lengths):
+    config = tinyrm.Config.read(hub_config(model_type=kind, num_hidden_layers=layers,
+                                           num_attention_heads=heads, hidden_size=width,
+                                           intermediate_size=ffn))  # fmt: skip
     model = wild(config)
     peer = peer_of(model)
     rows, tokens, starts, read = random_rows(lengths)
+    read = starts[1:] - 1 if config.causal else read
     ours = model.logits(model(tokens, starts, read))
     theirs = torch.stack([
         peer(row[None]).logits[0, at] for row, at in zip(rows, read - starts[:-1], strict=True)
@@ -89,19 +103,22 @@ def test_logits_and_gradients_equal_transformers(layers, heads, width, ffn, leng
         assert (p.grad - theirs[name].grad).abs().max() / scale < 2e-4, name
 
 
-def test_every_hidden_state_equals_transformers():
-    model = wild(tinyrm.Config.read(hub_config(num_hidden_layers=5)))
+@KINDS
+def test_every_hidden_state_equals_transformers(kind):
+    model = wild(tinyrm.Config.read(hub_config(model_type=kind, num_hidden_layers=5)))
     peer = peer_of(model)
     rows, tokens, starts, _ = random_rows([200, 3, 90])
     theirs = torch.cat([peer.model(row[None]).last_hidden_state[0] for row in rows])
     assert (model.encode(tokens, starts) - theirs).abs().max() < 1e-4
 
 
-def test_the_classifier_equals_transformers_with_cls_pooling():
-    model = wild(tinyrm.Config.read(hub_config()), "cls")
+@KINDS
+def test_the_classifier_equals_transformers_with_cls_pooling(kind):
+    model = wild(tinyrm.Config.read(hub_config(model_type=kind)), "cls")
     peer = peer_of(model, ModernBertForSequenceClassification)
     rows, tokens, starts, _ = random_rows([20, 150])
-    ours = model.logits(model(tokens, starts, starts[:-1]))
+    read = starts[1:] - 1 if model.config.causal else starts[:-1]
+    ours = model.logits(model(tokens, starts, read))
     theirs = torch.cat([peer(row[None]).logits for row in rows])
     assert (ours - theirs).abs().max() < 1e-4
 
@@ -149,15 +166,15 @@ def test_a_config_that_is_not_built_here_is_refused(change, said):
         tinyrm.Config.read(hub_config(**change))
 
 
-def seen(position, length, window=64):
+def seen(position, length, window=64, kind="modernbert"):
     """Which keys a query sees in local attention: those whose value reaches its output."""
     starts = torch.tensor([0, 50, 50 + length, 50 + length + 40])
-    config = tinyrm.Config.read(hub_config(local_attention=2 * window))
+    config = tinyrm.Config.read(hub_config(local_attention=2 * window, model_type=kind))
     total = int(starts[-1])
     plan = tinyrm.make_plan(config, torch.zeros(total).long(), starts, None, torch.float32)
     q = k = torch.zeros(total, 2, 16)
     v = torch.eye(total)[:, None].expand(-1, 2, -1)  # each key its own direction
-    out = tinyrm.attention(q, k, v, plan, window)[50 + position, 0]
+    out = tinyrm.attention(q, k, v, plan, config.window)[50 + position, 0]
     keys = out.nonzero()[:, 0] - 50
     return keys.min().item(), keys.max().item(), len(keys)
 
@@ -172,21 +189,41 @@ def test_the_window_by_hand():
     assert seen(30, 40) == (0, 39, 40)  # a row shorter than the window sees all of itself
 
 
-def plain_attention(q, k, v, starts, window=None):
+def test_the_window_of_a_decoder_by_hand():
+    # a window of 128 means 64 tokens here: the token itself and 63 to its left
+    assert tinyrm.Config.read(hub_config(model_type="modernbert-decoder")).window == 63
+    for position, want in ((0, (0, 0, 1)), (63, (0, 63, 64)), (64, (1, 64, 64)),
+                           (299, (236, 299, 64))):  # fmt: skip
+        assert seen(position, 300, kind="modernbert-decoder") == want
+    assert seen(30, 40, kind="modernbert-decoder") == (0, 30, 31)
+
+
+def test_a_decoder_is_read_at_the_end_of_a_row_only():
+    model = wild(tinyrm.Config.read(hub_config(model_type="modernbert-decoder")))
+    _, tokens, starts, _ = random_rows([20, 15])
+    with pytest.raises(RuntimeError, match="read at the end of each row"):
+        model(tokens, starts, starts[1:] - 2)
+
+
+def plain_attention(q, k, v, starts, window=None, causal=False):
     """The oracle: one masked softmax over the whole stream."""
     row = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
     at = torch.arange(len(row))
     may = row[:, None] == row
     if window is not None:
         may &= (at[:, None] - at).abs() <= window
+    if causal:
+        may &= at[:, None] >= at
     s = torch.einsum("ihk,jhk->hij", q, k) / q.shape[-1] ** 0.5
     return torch.einsum("hij,jhk->ihk", s.masked_fill(~may, -torch.inf).softmax(-1), v)
 
 
+@KINDS
 @pytest.mark.parametrize("window", [None, 1, 16, 64])
 @pytest.mark.parametrize("lengths", [[1], [127], [128, 128], [129, 1, 3, 64], [500, 2, 2, 2, 77]])
-def test_attention_and_its_gradients_equal_a_masked_softmax(lengths, window):
-    config = tinyrm.Config.read(hub_config(local_attention=2 * (window or 64)))
+def test_attention_and_its_gradients_equal_a_masked_softmax(kind, lengths, window):
+    config = tinyrm.Config.read(hub_config(local_attention=2 * (window or 64), model_type=kind))
+    window = window and config.window
     starts = torch.tensor([0, *lengths]).cumsum(0)
     total = sum(lengths)
     plan = tinyrm.make_plan(config, torch.zeros(total).long(), starts, None, torch.float64)
@@ -196,24 +233,26 @@ def test_attention_and_its_gradients_equal_a_masked_softmax(lengths, window):
         x.requires_grad_()
     *qkv, weight = qkv
     ours = tinyrm.attention(*qkv, plan, window)
-    theirs = plain_attention(*qkv, starts, window)
+    theirs = plain_attention(*qkv, starts, window, config.causal)
     torch.testing.assert_close(ours, theirs)
     a = torch.autograd.grad((ours * weight).sum(), qkv)
     b = torch.autograd.grad((theirs * weight).sum(), qkv)
     torch.testing.assert_close(a, b)
 
 
+@KINDS
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_row_scores_the_same_alone_first_last_and_among_others(threads):
-    model = wild(tinyrm.Config.read(hub_config(num_hidden_layers=7))).eval()
+def test_a_row_scores_the_same_alone_first_last_and_among_others(threads, kind):
+    model = wild(tinyrm.Config.read(hub_config(num_hidden_layers=7, model_type=kind))).eval()
     rows, *_ = random_rows([150, 40, 40, 700, 65, 66])
 
     def score(order):
         starts = torch.tensor([0, *(len(rows[i]) for i in order)]).cumsum(0)
         tokens = torch.cat([rows[i] for i in order])
         at = order.index(0)
+        read = starts[1:] - 1 if model.config.causal else starts[:-1] + 7 % 40
         with torch.inference_mode():
-            return model.logits(model(tokens, starts, starts[:-1] + 7 % 40))[at]
+            return model.logits(model(tokens, starts, read))[at]
 
     torch.set_num_threads(1)
     alone = score([0])
@@ -222,12 +261,17 @@ def test_a_row_scores_the_same_alone_first_last_and_among_others(threads):
         assert (score(order) - alone).abs().max() < 1e-5, order
 
 
-def test_saved_by_us_loads_in_transformers_and_the_reverse(tmp_path):
-    model = wild(tinyrm.Config.read(hub_config()))
+@KINDS
+def test_saved_by_us_loads_in_transformers_and_the_reverse(tmp_path, kind):
+    model = wild(tinyrm.Config.read(hub_config(model_type=kind)))
     rows, tokens, starts, read = random_rows([30])
+    read = starts[1:] - 1 if model.config.causal else read
+    first = read if model.config.causal else starts[:-1]
     want = model.logits(model(tokens, starts, read))
     tinyrm.save(model, tmp_path / "a")
-    peer = ModernBertForMaskedLM.from_pretrained(tmp_path / "a").eval()
+    cloze, cls = ((AutoModelForCausalLM if model.config.causal else AutoModelForMaskedLM),
+                  AutoModelForSequenceClassification)  # fmt: skip
+    peer = cloze.from_pretrained(tmp_path / "a").eval()
     assert (peer(rows[0][None]).logits[0, read] - want).abs().max() < 1e-4
     peer.save_pretrained(tmp_path / "b")  # the later schema
     again = tinyrm.load(tmp_path / "b")
@@ -236,12 +280,13 @@ def test_saved_by_us_loads_in_transformers_and_the_reverse(tmp_path):
     assert again.config == model.config
     classifier = wild(model.config, "cls")
     tinyrm.save(classifier, tmp_path / "c")
-    peer = ModernBertForSequenceClassification.from_pretrained(tmp_path / "c").eval()
-    ours = classifier.logits(classifier(tokens, starts, starts[:-1]))
+    peer = cls.from_pretrained(tmp_path / "c").eval()
+    ours = classifier.logits(classifier(tokens, starts, first))
     assert (peer(rows[0][None]).logits - ours).abs().max() < 1e-4
     assert tinyrm.load(tmp_path / "c").head_kind == "cls"
     fresh = tinyrm.load(tmp_path / "a", "cls")
-    assert torch.equal(fresh.head.dense.weight, model.head.dense.weight)
+    head = model.get_submodule(model.head_name)
+    assert torch.equal(fresh.head.dense.weight, head.dense.weight)
 
 
 def rewrite(folder, change):

@@ -114,6 +114,39 @@ def test_the_saved_model_opens_in_transformers_and_the_adapter_in_peft(base, tin
     assert "pipeline_tag: fill-mask" in (run / "model/README.md").read_text()
 
 
+@pytest.mark.parametrize("more", [[], ["--head", "cls"], ["--context", "single"],
+                                  ["--template", "choice"], ["--adapter", "full"]])  # fmt: skip
+def test_a_decoder_trains_is_judged_and_opens_in_transformers_and_peft(base, tiny_causal, tmp_path,
+                                                                       more):
+    import peft
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    import evaluate
+
+    base[base.index("--model") + 1] = tiny_causal
+    train.main([*map(str, [*base, *more])])
+    run, pairs = tmp_path / "run", data.open_pairs([base[5]], "reasoning")
+    rm = evaluate.RewardModel.load(run, device="cpu")
+    assert rm.fmt.causal
+    (rows,), _ = data.cloze_rows([pairs[0]], rm.fmt)
+    mask = rm.fmt.tokenizer.token_to_id("[MASK]")
+    assert all(mask not in row.tokens and row.read == len(row.tokens) - 1 for row in rows)
+    batch = data.pack(rows)
+    with torch.inference_mode():
+        want = rm.model.logits(rm.model(batch.tokens, batch.starts, batch.read))
+    cls = AutoModelForSequenceClassification if "cls" in more else AutoModelForCausalLM
+    peers = [cls.from_pretrained(run / "model").eval()]
+    assert cls.__name__ in (run / "model/README.md").read_text()
+    if not {"full", "cls"} & {*more}:  # a classifier's: see dora.save_adapter
+        peers.append(peft.PeftModel.from_pretrained(cls.from_pretrained(tiny_causal),
+                                                    run / "adapter").eval())  # fmt: skip
+    for peer in peers:
+        for row, expected in zip(rows, want, strict=True):
+            logits = peer(input_ids=torch.tensor([row.tokens])).logits[0]
+            logits = logits if "cls" in more else logits[-1]
+            assert (logits - expected).abs().max() < 1e-4
+
+
 def test_the_same_seed_gives_the_same_weights_and_micro_batches_do_not_matter(base, tmp_path):
     runs = []
     for name, more in (("a", []), ("b", []), ("c", ["--micro-tokens", 60]), ("d", ["--seed", 3])):
