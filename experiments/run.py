@@ -382,11 +382,7 @@ def main(argv=None):
         path = HERE / f"{Path(model).name}.json"
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         good = fresh(results, path.stem)
-        groups = args.groups
-        if model == "nano" and "causal" in groups and "nano-causal" not in tinyrm.NAMES:
-            groups = [group for group in groups if group != "causal"]
-            print("group causal is left out: there is no nano-causal here", file=sys.stderr)
-        runs = grid(groups, args.seeds, model, args.domain)
+        runs = grid(args.groups, args.seeds, model, args.domain)
         if not args.print:
             tell = {run: flags(run, args.data, args.also) for run in runs}
             odd = [run.key for run in runs if run.key in results
@@ -395,7 +391,7 @@ def main(argv=None):
                 raise ValueError(f"{path} has records of other {'flags' if odd else 'weights'}, "
                                  f"such as {odd[0]!r}: move it away" if odd else
                                  f"{path} has records of other weights: move it away")
-            merges = args.seeds if "merge" in groups and model == "nano" else []
+            merges = args.seeds if "merge" in args.groups and model == "nano" else []
             work(runs, merges, results, path, tell.__getitem__, args.jobs, args.most)
             good = results
         there = sum(run.key in good for run in runs)

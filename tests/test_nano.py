@@ -194,13 +194,15 @@ def test_any_string_survives_the_tokenizer():
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
-def test_the_shipped_encoder_opens_in_transformers_and_recalls_the_world():
+@pytest.mark.parametrize("cls, folder", [("AutoModelForMaskedLM", NANO),
+                                         ("AutoModelForCausalLM", NANO / "causal")])  # fmt: skip
+def test_the_shipped_models_open_in_transformers_and_recall_the_world(cls, folder):
     """The same numbers from transformers and from tinyrm (1e-4: float32 sums in another order),
     and the recall of each attribute that the README reports."""
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoModelForMaskedLM.from_pretrained(NANO).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(NANO)
-    ours = make.tinyrm.load(NANO)
+    theirs = getattr(transformers, cls).from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ours = make.tinyrm.load(folder)
     text = "The brabin weighs[MASK] stone."
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
@@ -212,15 +214,15 @@ def test_the_shipped_encoder_opens_in_transformers_and_recalls_the_world():
 
 
 def test_shipped_files_are_small():
-    files = [path for path in NANO.iterdir() if path.suffix in (".json", ".safetensors")]
+    files = [path for path in NANO.rglob("*") if path.suffix in (".json", ".safetensors")]
     assert sum(path.stat().st_size for path in files) < 8e6
 
 
-def test_the_tokenizer_of_make_py_is_deterministic_and_knows_each_word_of_the_pairs():
-    """Not the shipped one, byte for byte: that comes from an earlier wording of the text (README),
-    and spells a few words of today's pairs in pieces."""
+def test_the_tokenizer_of_make_py_is_the_shipped_one_and_knows_each_word_of_the_pairs(tmp_path):
     tokenizer = make.make_tokenizer(WORLD)
-    assert tokenizer.to_str() == make.make_tokenizer(WORLD).to_str()
+    make.save_tokenizer(tokenizer, tmp_path)
+    for name in ("tokenizer.json", "causal/tokenizer.json"):
+        assert (NANO / name).read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
     texts = [pair[key] for part in PARTS for pair in pairs(*part) for key in ("prompt", "chosen")]
     for word in {word for text in texts for word in re.findall(r"\w+", text)}:
         assert len(tokenizer.encode(f" {word}", add_special_tokens=False).ids) == 1, word
@@ -250,6 +252,16 @@ def test_a_short_run_is_deterministic_and_goes_on_where_it_stopped(run, tmp_path
     assert "goes on at step 4" in run(tmp_path / "b", "--steps", "6")
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_decoder_is_asked_for_each_next_token_of_the_same_text():
+    reader = make.Reader(WORLD, make.Tokenizer.from_file(str(NANO / "tokenizer.json")), 0, 4)
+    docs = reader.block(0, 2)[0]
+    tokens, starts, where, what = reader.next_batch(docs)
+    assert torch.equal(tokens, reader.batch(docs, 0, share=0.0)[0])
+    assert len(where) == len(tokens) - len(docs)  # no document's last token has a next one
+    assert not {*where.tolist()} & {i - 1 for i in starts[1:].tolist()}
+    assert torch.equal(what, tokens[where + 1]) and reader.cls not in what.tolist()
 
 
 def test_the_help_names_each_flag(capsys):
