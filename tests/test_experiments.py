@@ -109,7 +109,7 @@ def test_records_of_other_weights_are_named_left_out_and_never_added_to(store, c
     run.main(["--print"])
     said = capsys.readouterr()
     assert "1 of 2 records are of other weights" in said.err and first in said.err
-    assert "nano: 1 of 148 runs are there" in said.out
+    assert "nano: 1 of 166 runs are there" in said.out
     with pytest.raises(ValueError, match="records of other weights: move it away"):
         run.main(["claims"])
     results[first] |= {"base": run.weights_of("nano"), "flags": "--epochs 1"}
