@@ -323,13 +323,15 @@ def show(results, model):
 
 
 def trend(points):
-    """The power law of (x, record, domain) as a row's cell; an error of 0 counts as half a pair."""
+    """The power law of (x, record, domain) as a row's cell; an error of 0 counts as half a pair.
+    With one seed at each x there is no interval."""
     x = [x for x, _, _ in points]
     y = [max(1 - r["test"][d], 0.5 / r["n"][d]) for _, r, d in points]
     if len(set(x)) < 2:
         return ["not run yet"]
     law = measure.power_law(x, y)
-    return [f"{law['b']:.2f} [{law['low']:.2f} {law['high']:.2f}] ({len(x)})"]
+    spread = "" if law["low"] != law["low"] else f" [{law['low']:.2f} {law['high']:.2f}]"
+    return [f"{law['b']:.2f}{spread} ({len(x)})"]
 
 
 def fresh(results, model):
