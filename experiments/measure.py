@@ -122,7 +122,7 @@ def changes(base, model, fmt, pairs, device="cpu"):
     old, new = base.state_dict(), model.state_dict()
     out = {"matrices": []}
     for name, w in new.items():
-        layer = ".layers." in name or name == "head.dense.weight"
+        layer = ".layers." in name or name.endswith("head.dense.weight")
         if layer and w.ndim == 2 and not torch.equal(old[name], w):
             before, after = old[name].norm(dim=1), w.norm(dim=1)
             turn = (1 - F.cosine_similarity(w, old[name])).mean().item()
