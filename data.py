@@ -310,7 +310,7 @@ def _hub_pair(repo, row):
 
 class Row(NamedTuple):
     tokens: list[int]
-    read: int  # where the answer is read: the index of [MASK]; 0 = [CLS] for head "cls"
+    read: int  # the index of [MASK]; 0 = [CLS] for head "cls"; of a decoder's row its last token
     label: int  # 0: the first response is the better one (alone: this is the chosen one)
     cut: int  # user tokens that truncation took
 

@@ -28,8 +28,6 @@ from torch import nn
 
 from tinyrm import Linear
 
-# of every layer that is not frozen, those that it has: a decoder's q, k and v are three
-TARGETS = ("attn.Wqkv", "attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.Wo", "mlp.Wi", "mlp.Wo")
 KINDS = ("dora", "lora", "full")
 
 
@@ -113,7 +111,7 @@ def adapt(model, kind="dora", rank=8, alpha=8.0, freeze=0, seed=0):
     """Make `model` trainable in place and return the names of what trains.
 
     kind "full" trains every parameter above the frozen bottom; "dora" and "lora" train adapters on
-    TARGETS of the layers above it and on head.dense, and never the tied decoder, whose adapter
+    all products of the layers above it and on head.dense, and never the tied decoder, whose adapter
     would change the embeddings when merged (peft #2018). The fresh classifier of head "cls" always
     trains. freeze=N with N >= 1 freezes the embeddings, hence the decoder matrix tied to them, and
     the N bottom layers; 0 freezes nothing.
@@ -131,9 +129,8 @@ def adapt(model, kind="dora", rank=8, alpha=8.0, freeze=0, seed=0):
         layers[:freeze].requires_grad_(False)
     if kind != "full":
         generator = torch.Generator().manual_seed(seed)
-        has = dict(layers[0].named_modules())
-        names = [f"model.layers.{i}.{t}" for i in range(freeze, len(layers))
-                 for t in TARGETS if t in has]
+        names = [f"model.layers.{i}.{name}" for i in range(freeze, len(layers))
+                 for name, module in layers[i].named_modules() if isinstance(module, Linear)]
         for name in [*names, f"{model.head_name}.dense"]:
             place(model, name, Adapted(model.get_submodule(name), rank, alpha, kind, generator))
     if model.head_kind == "cls":

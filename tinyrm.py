@@ -31,9 +31,9 @@ NAMES = {  # short names for `--model`; anything else is a folder or a Hub repos
     "base": "answerdotai/ModernBERT-base",
     "large": "answerdotai/ModernBERT-large",
     "nano-causal": str(HERE / "nano/causal"),
-    **{f"ettin-{s}": f"jhu-clsp/ettin-encoder-{s}" for s in "17m 32m 68m 150m 400m 1b".split()},
-    **{f"ettin-decoder-{s}": f"jhu-clsp/ettin-decoder-{s}"
-       for s in "17m 32m 68m 150m 400m 1b".split()},
+    **{f"ettin-{short}{size}": f"jhu-clsp/ettin-{kind}-{size}"
+       for short, kind in (("", "encoder"), ("decoder-", "decoder"))
+       for size in "17m 32m 68m 150m 400m 1b".split()},
 }
 # queries in a block of local attention: 15 % faster on a CPU than 128 (keys: 192, not 256)
 BLOCK = 64
