@@ -266,6 +266,20 @@ def micro_tokens(s, config, device, dtype):
     return tokens, f"0.6 of {free / 2**30:.0f} GiB free", kept
 
 
+def layer_size(config):
+    """Weights of a layer, without its norms."""
+    return 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
+
+
+def fixed_bytes(s, config, compute, parameters, trainable):
+    """What training keeps whatever the batch, by name: in bf16 also a copy of each layer, in fp32
+    the W' of those with an adapter."""
+    layers = config.num_hidden_layers
+    copied = layers if compute.itemsize < 4 else (s.adapter != "full") * (layers - s.freeze)
+    return {"weights": 4 * parameters, "gradients and moments": 12 * trainable,
+            f"copies in {str(compute)[6:]}": copied * layer_size(config) * compute.itemsize}
+
+
 def losses(model, fmt, batch):
     """(sum of the loss over the rows, how many rows chose right), both as tensors.
 
@@ -463,16 +477,12 @@ class Run:
         sizes = [sum(len(row.tokens) for row in two) for two in both if two]
         pairs = self.steps * s.batch_size // 2
         tokens = pairs * sum(sizes) / max(1, len(sizes))
-        weights = 4 * c.hidden_size**2 + 3 * c.hidden_size * c.intermediate_size  # of a layer
+        weights = layer_size(c)
         unfrozen = (c.num_hidden_layers - s.freeze) * (2 if s.adapter == "full" else 1.4)
         flops = 2 * tokens * weights * (c.num_hidden_layers + unfrozen)
-        # kept beside the weights: in bf16 a copy of each layer, in fp32 W' of the adapted ones
-        compute, adapted = self.model.model.layers[0].attn.Wo.compute, s.adapter != "full"
-        copied = (c.num_hidden_layers if compute != torch.float32 else
-                  adapted * (c.num_hidden_layers - s.freeze))
+        compute = self.model.model.layers[0].attn.Wo.compute
         at_once = min(self.budget, tokens / self.steps / self.world)
-        parts = {"weights": 4 * total, "gradients and moments": 12 * self.record["trainable"],
-                 f"copies in {str(compute)[6:]}": copied * weights * compute.itemsize,
+        parts = {**fixed_bytes(s, c, compute, total, self.record["trainable"]),
                  f"the backward pass of {at_once:,.0f} tokens": self.kept * at_once}
         memory = ", ".join(f"{n / 2**30:.1f} {what}" for what, n in parts.items())
         self.say(f"plan: {pairs:,} pairs, {2 * pairs:,} rows, about {tokens:,.0f} tokens (mean of "

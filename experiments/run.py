@@ -11,6 +11,8 @@ Groups (on nano):
     causal   the causal twin of nano
     context  both responses in one row, or each alone
     merge    specialists averaged, added, or as branches on their shared trunk
+    scale    narrower nanos: accuracy against size (first make them: python nano/make.py --width 64
+             --out runs/nano-64, and so 32 and 96)
 
 Records are in experiments/MODEL.json (nano.json), one for each run under a name that says what it
 is, written the moment it ends; a run that has a record is never repeated, so the script may be
@@ -40,7 +42,7 @@ import tinyrm
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs/experiments"
-GROUPS = ("claims", "freeze", "causal", "context", "merge")
+GROUPS = ("claims", "freeze", "causal", "context", "merge", "scale")
 BUDGETS = (1000, 300, 100)
 METHODS = [("cloze", "dora"), ("cloze", "full"), ("cls", "dora"),  # these first
            ("cloze", "lora"), ("cls", "full"), ("cls", "lora")]
@@ -49,7 +51,9 @@ METHODS = [("cloze", "dora"), ("cloze", "full"), ("cls", "dora"),  # these first
 ADAPTERS = {"dora": "--rank 16 --alpha 16 --lr 5e-3", "lora": "--rank 16 --alpha 16 --lr 5e-3",
             "full": "--lr 1e-3"}
 EPOCHS = {"reasoning": 16, "safety": 8, "chat": 16, "all": 12}  # alike for all methods
-NANOS = ("nano", "random", "nano-causal")  # random: nano's shape and tokenizer, fresh weights
+SIZES = ("nano-32", "nano-64", "nano-96")  # in runs/, by their width; nano itself has 128
+# random: nano's shape and tokenizer, fresh weights
+NANOS = ("nano", "random", "nano-causal", *SIZES)
 LIVE = set()  # processes to end with this one
 
 
@@ -88,7 +92,7 @@ def of_group(group, seed):
                 for pairs in BUDGETS[1:] if i < 3 else []:
                     yield 2, Run("nano", domain, pairs=pairs, **same)
             yield 0, Run("random", domain, adapter="full", freeze=0, seed=seed)
-        if group == "freeze" and seed == 1 and domain != "chat":
+        if group == "freeze" and domain != "chat":
             for adapter in ("dora", "full"):
                 for freeze in range(4):
                     yield 1, Run("nano", domain, adapter=adapter, freeze=freeze, seed=seed)
@@ -101,6 +105,8 @@ def of_group(group, seed):
                 yield 0, Run("nano", domain, context=context, adapter="full", freeze=0, seed=seed)
         if group == "merge":
             yield 0, Run("nano", domain, adapter="full", freeze=1, seed=seed)
+        for weights in (*SIZES, "nano") if group == "scale" else ():
+            yield 3, Run(weights, domain, seed=seed)
     if group == "claims":
         yield 0, Run("nano", "all", pairs=3000, seed=seed)
 
@@ -133,9 +139,20 @@ def flags(run, files=(), also=""):
     return [*shlex.split(out), "--data", *map(str, files), *shlex.split(also)]
 
 
+def folder_of(name):
+    """Where a model's weights are; random ones begin with nano's shape."""
+    if name in SIZES:
+        folder = RUNS.parent / name
+        if not (folder / "model.safetensors").is_file():
+            raise ValueError(f"{folder} is not there: make it with: python nano/make.py --width "
+                             f"{name.partition('-')[2]} --out {folder}")
+        return folder
+    return tinyrm.fetch("nano" if name == "random" else name)
+
+
 def weights_of(name):
     """16 hex digits of the sha256 of a model's weights; random ones count as nano's."""
-    folder, sha = tinyrm.fetch("nano" if name == "random" else name), hashlib.sha256()
+    folder, sha = folder_of(name), hashlib.sha256()
     for path in sorted(folder.glob("model*.safetensors")):
         with open(path, "rb") as file:
             while block := file.read(1 << 24):
@@ -168,9 +185,9 @@ def make(run, told, threads):
     folder.mkdir(parents=True)
     try:
         base = (random_weights(folder / "base", run.seed) if run.weights == "random"
-                else tinyrm.fetch(run.weights))
+                else folder_of(run.weights))
         command = [sys.executable, HERE.parent / "train.py", *told, "--out", folder / "run",
-                   "--model", base if run.weights == "random" else run.weights]
+                   "--model", base if run.weights in ("random", *SIZES) else run.weights]
         env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         with subprocess.Popen([*map(str, command)], env=env, text=True, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE) as process:  # fmt: skip
@@ -295,6 +312,15 @@ def show(results, model):
     table("frozen layers", range(4), {f"{d}, {a}": [
         told(of(d, domain=d, adapter=a, freeze=f, pairs=1000)) for f in range(4)]
         for d in ("reasoning", "safety") for a in ("dora", "full")})
+    sized = {d: [(r["parameters"] - r["trainable"], r, d)  # without its adapter
+                 for key, r in runs.items()
+                 if r["weights"] in (*SIZES, "nano") and r["domain"] == d
+                 and key == Run(r["weights"], d, seed=r["seed"]).key] for d in data.DOMAINS}
+    size = {r["weights"]: f" ({n:,})" for n, r, _ in sized["chat"]}
+    names = (*SIZES, "nano")
+    table("encoder (parameters)", [name + size.get(name, "") for name in names], {
+        f"{d}, cloze dora": [told(of(d, domain=d, weights=name, **one["dora"])) for name in names]
+        for d in data.DOMAINS})
     table("encoder or causal twin; one context or two", data.DOMAINS, {
         **{f"{name}, {a}": [told(of(d, domain=d, weights=name, **one[a])) for d in data.DOMAINS]
            for name in ("nano", "nano-causal") for a in ("dora", "full")},
@@ -320,6 +346,8 @@ def show(results, model):
         r["weights"], r["domain"], r["head"], r["context"], r["adapter"], r["freeze"]) == (
         model, d, head, "pair", a, usual(a))]) for d in domains for head, a in METHODS[:3]}
     table("error = a pairs^-b (no floor)", ["b [95 %] (points)"], rows)
+    rows = {f"{d}, cloze dora": trend(points) for d, points in sized.items()}
+    table("error = a parameters^-b (no floor)", ["b [95 %] (points)"], rows)
 
 
 def trend(points):

@@ -497,8 +497,9 @@ def write_json(path, value):
 
 
 # --- pre-training ---------------------------------------------------------------------------------
-def config_of(tokenizer, causal=False):
-    """ModernBERT in small: 4 layers (0 and 3 global, 1 and 2 local as the Hub's every-third)."""
+def config_of(tokenizer, causal=False, width=128):
+    """ModernBERT in small: 4 layers (0 and 3 global, 1 and 2 local as the Hub's every-third), heads
+    of 32."""
     special = {f"{name}_token_id": tokenizer.token_to_id(f"[{name.upper()}]") for name in
                ("cls", "sep", "pad")}
     return tinyrm.Config.read(
@@ -506,10 +507,10 @@ def config_of(tokenizer, causal=False):
             "architectures": ["ModernBert" + ("DecoderForCausalLM" if causal else "ForMaskedLM")],
             "model_type": "modernbert" + "-decoder" * causal,
             "vocab_size": tokenizer.get_vocab_size(),
-            "hidden_size": 128,
-            "intermediate_size": 192,
+            "hidden_size": width,
+            "intermediate_size": width * 3 // 2,
             "num_hidden_layers": 4,
-            "num_attention_heads": 4,
+            "num_attention_heads": width // 32,
             "global_attn_every_n_layers": 3,
             "local_attention": 128,
             "global_rope_theta": 160000.0,
@@ -707,6 +708,8 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=17, help="of weights, order of text and masks")
     parser.add_argument("--threads", type=int, default=1, help="bit-equal only at the same number")
     parser.add_argument("--causal", action="store_true", help="the decoder twin, for nano/causal")
+    parser.add_argument("--width", type=int, default=128, choices=range(32, 257, 32), metavar="D",
+                        help="hidden size, a multiple of 32: for accuracy against size")
     parser.add_argument("--show", action="store_true", help="print text and pairs, write nothing")
     flags = parser.parse_args(argv)
     world = make_world()
@@ -720,7 +723,7 @@ def main(argv=None):
             (flags.out / "pairs" / f"{domain}.{half}.jsonl").write_text("".join(lines), "utf-8")
     tokenizer = make_tokenizer(world)
     save_tokenizer(tokenizer, flags.out)
-    model = tinyrm.ModernBERT(config_of(tokenizer, flags.causal))
+    model = tinyrm.ModernBERT(config_of(tokenizer, flags.causal, flags.width))
     model.init_weights(flags.seed)
     size = sum(p.numel() for p in model.parameters())
     print(f"{len(world)} words, {tokenizer.get_vocab_size()} tokens, {size / 1e6:.2f} M parameters")

@@ -1,14 +1,17 @@
 """tinyrm against transformers + peft on the same rows: seconds, memory, share of the machine.
 
-    python tests/benchmark.py                              base on this processor, 9 minutes
+    python tests/benchmark.py                              base on this processor, 5 minutes
     python tests/benchmark.py --device cuda --size large   on a GPU
     python tests/benchmark.py --lengths FILE               row lengths, one a line, for eight rows
+    python tests/benchmark.py --checkpoint-layers          our side recomputes its trained layers
+    python tests/benchmark.py --compile                    our side under torch.compile
+    python tests/benchmark.py --memory                     no peer: bytes a token, longest batches
 
 The peer is what one would use instead: ModernBertForMaskedLM with sdpa attention and peft's DoRA,
 a padded batch, logits at every position. Both get the same random weights, rows, adapter (DoRA on
-Wqkv, Wi and Wo of the upper third; all below frozen) and optimizer. First both must compute the
-same loss and the same gradients; then steps are timed in turn, and medians compared. Peak memory
-comes from a process of its own for each.
+Wqkv, Wi and Wo of the upper third; all below frozen) and optimizer. Each side is a process of its
+own, which takes a step when told to: steps are timed in turn, and peak memory is the process's. The
+first step warms up; the losses and gradients that it gives must be the same on both sides.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,10 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 import dora
 import tinyrm
+import train
 
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LENGTHS = [505, 167, 64, 281, 104, 86, 255, 331]  # eight pair rows as they come: 64 to 505 tokens
 SHAPES = {  # hidden, ffn, layers, heads, vocabulary, frozen layers, rank
     "tiny": (64, 96, 4, 2, 500, 2, 4),
@@ -46,7 +53,7 @@ def config_of(size):
                 eos_token_id=2)  # fmt: skip
 
 
-def rows_of(lengths, size, device):
+def rows_of(lengths, size):
     random = torch.Generator().manual_seed(0)
     rows = [torch.randint(3, 400, (n,), generator=random) for n in lengths]
     at = torch.tensor([n - 3 for n in lengths])  # the mask stands near the end, as in a cloze
@@ -54,28 +61,35 @@ def rows_of(lengths, size, device):
     return rows, at, labels
 
 
-def ours(args):
-    """(training step, inference step, trained parameters by name) of tinyrm."""
+def begin(args):
+    """tinyrm's model under its adapters, from fixed seeds: what both sides begin with."""
     *_, freeze, rank = SHAPES[args.size]
     model = tinyrm.ModernBERT(tinyrm.Config.read(config_of(args.size))).init_weights(0)
-    model.to(args.device).dtype_(args.type)
     dora.adapt(model, args.adapter, rank, 8.0, freeze, 0)
-    if args.adapter != "full":
-        plain = tinyrm.Linear(model.config.hidden_size, model.config.hidden_size)
-        plain.weight.data = model.head.dense.weight.data  # the peer has no adapter on the head
-        plain.compute = args.type
-        model.head.dense = plain.to(args.device).requires_grad_(False)
+    plain = tinyrm.Linear(model.config.hidden_size, model.config.hidden_size)
+    plain.weight.data = model.head.dense.weight.data  # the peer has no adapter on the head
+    model.head.dense = plain.requires_grad_(False)
     for module in dora.adapters(model).values():  # B = 0 would make half of the gradients zero
         random = torch.Generator().manual_seed(module.B.numel())
         module.B.data.copy_(torch.randn(module.B.shape, generator=random) / 100)
-    rows, at, labels = rows_of(args.rows, args.size, args.device)
+    return model
+
+
+def ours(args):
+    """(training step, inference step, {name: A or B of an adapter}, merging) of tinyrm."""
+    model = begin(args).to(args.device).dtype_(args.type)
+    model.checkpoint = args.checkpoint_layers
+    if args.compile:
+        for layer in model.model.layers:
+            layer.compile()
+    rows, at, labels = rows_of(args.rows, args.size)
     starts = torch.tensor([0, *args.rows]).cumsum(0)
     tokens, read = torch.cat(rows).to(args.device), (starts[:-1] + at).to(args.device)
     labels, words = labels.to(args.device), torch.tensor([329, 378], device=args.device)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-5)
 
-    def train():
+    def learn():
         optimizer.zero_grad()
         loss = F.cross_entropy(model.logits(model(tokens, starts, read)).float(), labels)
         loss.backward()
@@ -86,7 +100,9 @@ def ours(args):
         with torch.inference_mode():
             return model.logits(model(tokens, starts, read), words).float()
 
-    return model, train, infer, trained, lambda: dora.merge(model)
+    low = {f"{name}.{part}": getattr(module, part)
+           for name, module in dora.adapters(model).items() for part in "AB"}  # fmt: skip
+    return learn, infer, low, lambda: dora.merge(model)
 
 
 def peer(args):
@@ -96,16 +112,25 @@ def peer(args):
 
     *_, layers, _, vocab, freeze, rank = SHAPES[args.size]
     config = ModernBertConfig(**config_of(args.size), attn_implementation="sdpa")
-    model = ModernBertForMaskedLM(config)
-    start = tinyrm.ModernBERT(tinyrm.Config.read(config_of(args.size))).init_weights(0)
+    model, start = ModernBertForMaskedLM(config), begin(args)
     model.load_state_dict(start.state_dict(), strict=False)
     model.tie_weights()
-    del start
     names = [f"model.layers.{i}.{t}" for i in range(freeze, layers) for t in TARGETS]
     model = peft.get_peft_model(model, peft.LoraConfig(
         r=rank, lora_alpha=8, target_modules=names, use_dora=args.adapter == "dora"))  # fmt: skip
+    low = {}
+    for name, module in dora.adapters(start).items():
+        layer = model.base_model.model.get_submodule(name)
+        low[f"{name}.A"] = layer.lora_A["default"].weight
+        low[f"{name}.B"] = layer.lora_B["default"].weight
+        with torch.no_grad():
+            low[f"{name}.A"].copy_(module.A)
+            low[f"{name}.B"].copy_(module.B)
+            if module.m is not None:
+                layer.lora_magnitude_vector["default"].weight.copy_(module.m)
+    del start, module
     model.to(args.device)
-    rows, at, labels = rows_of(args.rows, args.size, args.device)
+    rows, at, labels = rows_of(args.rows, args.size)
     width = max(args.rows)
     ids = torch.full((len(rows), width), vocab - 85)
     target = torch.full((len(rows), width), -100)
@@ -119,7 +144,7 @@ def peer(args):
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-5)
     merged = []
 
-    def train():
+    def learn():
         optimizer.zero_grad()
         with torch.autocast(args.device, torch.bfloat16, enabled=args.type == torch.bfloat16):
             loss = model(input_ids=ids, attention_mask=mask, labels=target).loss
@@ -135,30 +160,7 @@ def peer(args):
     def merge():
         merged.append(model.merge_and_unload().eval().to(args.type))
 
-    return model, train, infer, trained, merge
-
-
-def same(args):
-    """Both sides must have the same loss and gradients (float32) before anything is timed."""
-    a, train, infer, mine, _ = ours(args)
-    b, other, _, theirs, _ = peer(args)
-    with torch.no_grad():
-        for name, module in dora.adapters(a).items():
-            layer = b.base_model.model.get_submodule(name)
-            layer.lora_A["default"].weight.copy_(module.A)
-            layer.lora_B["default"].weight.copy_(module.B)
-            if module.m is not None:
-                layer.lora_magnitude_vector["default"].weight.copy_(module.m)
-    loss = train(), other()
-    worst = 0.0
-    for name, module in dora.adapters(a).items():
-        layer = b.base_model.model.get_submodule(name)
-        for ours_, theirs_ in ((module.A, layer.lora_A["default"].weight),
-                               (module.B, layer.lora_B["default"].weight)):  # fmt: skip
-            gap = (ours_.grad - theirs_.grad).norm() / theirs_.grad.norm()
-            worst = max(worst, gap.item())
-    assert abs(loss[0] - loss[1]) < 1e-3 and worst < 1e-3, (loss, worst)
-    return {"loss": loss, "worst_relative_gradient_gap": worst}
+    return learn, infer, low, merge
 
 
 def products(args):
@@ -203,52 +205,132 @@ def clock(args, call):
     return time.perf_counter() - began, value
 
 
-def peak(args, side, what):
-    """Peak memory in bytes of one side's steps, in a fresh process (of a GPU: allocated there)."""
-    command = [sys.executable, __file__, "--device", args.device, "--size", args.size,
-               "--adapter", args.adapter, "--peak", side, what,
-               "--dtype", {torch.float32: "fp32"}.get(args.type, "bf16")]  # fmt: skip
-    if args.lengths:
-        command += ["--lengths", args.lengths]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
+# ----------------------------------------------------------------------------- a process for each
 
 
-def peak_here(args, side, what):
-    _, train, infer, _, merge = {"ours": ours, "peer": peer}[side](args)
-    if what == "train":
-        train()
-    else:
+def worker(args, side, what, file):
+    """One side: a step for each line that comes in, its seconds out; at the end its peak memory.
+    The first training step leaves loss and gradients in `file`."""
+    learn, infer, low, merge = {"ours": ours, "peer": peer}[side](args)
+    if what == "infer":
         merge()
-        infer()
+    else:
+        loss = learn()
+        grads = {name: p.grad.detach().float().cpu().contiguous() for name, p in low.items()}
+        save_file(grads | {"loss": torch.tensor(loss)}, file)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(clock(args, learn if what == "train" else infer)[0], flush=True)
     if args.device == "cuda":
         print(torch.cuda.max_memory_allocated())
-    else:
-        # not ru_maxrss: a child process begins with its parent's
+    else:  # not ru_maxrss: a child process begins with its parent's
         status = Path("/proc/self/status").read_text()
         print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
 
 
+def start(args, side, what, file):
+    said = [f"--{name}" for name in ("compile", "checkpoint-layers")
+            if getattr(args, name.replace("-", "_")) and side == "ours"]  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, __file__, "--device", args.device, "--size", args.size, "--dtype",
+         next(name for name, kind in TYPES.items() if kind == args.type), "--adapter", args.adapter,
+         *said, "--rows", *map(str, args.rows), "--worker", side, what, file],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+
+
+def hear(process):
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"a process of the benchmark ended: {process.wait()}")
+    return line.strip()
+
+
+def step(process):
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(hear(process))
+
+
 def compare(args, what):
-    """One line of the table: both sides in turn, medians."""
-    sides = {"ours": ours(args), "peer": peer(args)}
-    index = 1 if what == "train" else 2
-    if what == "infer":
-        for side in sides.values():
-            side[4]()
+    """One line of the table: both sides in turn, medians; and for training how far they agree."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {side: str(Path(folder, side)) for side in ("ours", "peer")}
+        sides = {side: start(args, side, what, file) for side, file in files.items()}
+        for process in sides.values():
+            hear(process)
+        same = agree(args, *map(load_file, files.values())) if what == "train" else {}
     seconds = {name: [] for name in sides}
-    for n in range(args.repeats + 1):  # the first round warms up
-        for name, side in sides.items():
-            spent = clock(args, side[index])[0]
-            if n:
+    for n in range(args.repeats + (what == "infer")):  # the first one of inference warms up
+        for name, process in sides.items():
+            spent = step(process)
+            if n or what == "train":
                 seconds[name].append(spent)
-    mine, theirs = (statistics.median(seconds[name]) for name in ("ours", "peer"))
-    flops = products(args)[index - 1]
-    del sides
+    mine, theirs = (statistics.median(seconds[name]) for name in sides)
+    flops, machine = products(args)[what == "infer"], rate(args)
+    peaks = {f"{name}_bytes": int(process.communicate()[0]) for name, process in sides.items()}
     return {"what": what, "dtype": str(args.type)[6:], "ours_s": mine, "peer_s": theirs,
             "ratio": theirs / mine, "tokens_per_s": sum(args.rows) / mine, "flops": flops,
-            "machine_flops": rate(args), "all_seconds": seconds,
-            "ours_bytes": peak(args, "ours", what), "peer_bytes": peak(args, "peer", what)}
+            "machine_flops": machine, "all_seconds": seconds, **same, **peaks}
+
+
+def agree(args, a, b):
+    """The losses, and the largest difference of an adapter's gradients, relative in their norms."""
+    gaps = [((a[name] - b[name]).norm() / b[name].norm()).item() for name in a if name != "loss"]
+    loss, worst = (a["loss"].item(), b["loss"].item()), max(gaps)
+    most = (1e-3, 1e-3) if args.type == torch.float32 else (0.1, 0.5)  # bf16 rounds as it likes
+    assert abs(loss[0] - loss[1]) < most[0] and worst < most[1], (loss, worst)
+    return {"loss": loss, "worst_relative_gradient_gap": worst}
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+def memory(args):
+    """Bytes that a token keeps for the backward pass, measured against train.micro_tokens, and the
+    longest batch for 8, 16, 24 and 80 GB by that count."""
+    print("| layers recomputed | compute | bytes a token, measured | counted |\n|---|---|---|---|")
+    one = sum(args.rows)
+    for args.checkpoint_layers in (False, True):
+        for args.type in TYPES.values():
+            peaks = []
+            for times in (2, 6):
+                some = argparse.Namespace(**vars(args) | {"rows": args.rows * times})
+                with tempfile.TemporaryDirectory() as folder:
+                    process = start(some, "ours", "train", str(Path(folder, "first")))
+                    hear(process)
+                    peaks.append(int(process.communicate()[0]))
+            kept = counted(args, args.size)
+            print(f"| {'yes' if args.checkpoint_layers else 'no':3} | {str(args.type)[6:]:8} | "
+                  f"{(peaks[1] - peaks[0]) / 4 / one:10,.0f} | {kept:10,.0f} |", flush=True)
+    print("\ntokens of the longest batch, bfloat16, by the count: what the weights, gradients and "
+          "moments, copies and 1 GB of torch leave\n\n"
+          "| model and recipe | layers recomputed | 8 GB | 16 GB | 24 GB | 80 GB |\n"
+          "|---|---|---|---|---|---|")
+    args.type = torch.bfloat16
+    for size in ("base", "large"):
+        for domain in ("reasoning", "chat"):
+            for args.checkpoint_layers in (False, True):
+                s = train.Settings(checkpoint_layers=args.checkpoint_layers,
+                                   **train.RECIPES[size][domain])
+                config = tinyrm.Config.read(config_of(size))
+                with torch.device("meta"):
+                    model = tinyrm.ModernBERT(config)
+                    dora.adapt(model, s.adapter, s.rank, s.alpha, s.freeze)
+                total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad >= g)
+                                  for g in (False, True))  # fmt: skip
+                fixed = sum(train.fixed_bytes(s, config, args.type, total, trained).values()) + 1e9
+                kept = train.micro_tokens(s, config, torch.device("cpu"), args.type)[2]
+                cells = (max(0, gb * 1e9 - fixed) / kept for gb in (8, 16, 24, 80))
+                print(f"| {size}, {domain}: {s.adapter}, {s.freeze} frozen | "
+                      f"{'yes' if args.checkpoint_layers else 'no'} | "
+                      + " | ".join(f"{n:,.0f}" for n in cells) + " |")  # fmt: skip
+
+
+def counted(args, size):
+    *_, freeze, rank = SHAPES[size]
+    s = train.Settings(freeze=freeze, rank=rank, checkpoint_layers=args.checkpoint_layers)
+    config = tinyrm.Config.read(config_of(size))
+    return train.micro_tokens(s, config, torch.device("cpu"), args.type)[2]
 
 
 def machine(args):
@@ -265,27 +347,31 @@ def main():
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     p.add_argument("--size", default="base", choices=SHAPES)
     p.add_argument("--adapter", default="dora", choices=["dora", "lora"])
-    p.add_argument("--dtype", default="both", choices=["both", "fp32", "bf16"])
+    p.add_argument("--dtype", default="both", choices=["both", *TYPES])
     p.add_argument("--lengths", metavar="FILE", help="row lengths, one a line")
+    p.add_argument("--checkpoint-layers", action="store_true", help="ours recomputes layers")
+    p.add_argument("--compile", action="store_true", help="ours runs under torch.compile")
+    p.add_argument("--memory", action="store_true", help="bytes a token, and longest batches")
     p.add_argument("--repeats", type=int, default=2)
     p.add_argument("--out", metavar="JSON", help="write all numbers here")
-    p.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    p.add_argument("--rows", type=int, nargs="+", default=LENGTHS, help=argparse.SUPPRESS)
+    p.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = p.parse_args()
-    given = Path(args.lengths).read_text().split() if args.lengths else LENGTHS
-    args.rows = [int(x) for x in given]
-    types = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    chosen = list(types.values()) if args.dtype == "both" else [types[args.dtype]]
+    if args.lengths:
+        args.rows = [int(x) for x in Path(args.lengths).read_text().split()]
+    chosen = [*TYPES.values()] if args.dtype == "both" else [TYPES[args.dtype]]
     args.type = chosen[0]
-    if args.peak:
-        return peak_here(args, *args.peak)
+    if args.worker:
+        return worker(args, *args.worker)
     t, width = sum(args.rows), max(args.rows)
-    print(f"{machine(args)}; torch {torch.__version__}; {args.size}, {args.adapter}; "
-          f"{len(args.rows)} rows, {t:,} tokens ({len(args.rows) * width:,} padded)")
-    args.type = torch.float32
+    ours_is = "".join(f", ours {word}" for word, on in (
+        ("recomputes layers", args.checkpoint_layers), ("compiled", args.compile)) if on)
+    print(f"{machine(args)}; torch {torch.__version__}; {args.size}, {args.adapter}{ours_is}; "
+          f"{len(args.rows)} rows, {t:,} tokens ({len(args.rows) * width:,} padded)\n")
+    if args.memory:
+        return memory(args)
     result = {"machine": machine(args), "torch": torch.__version__, "size": args.size,
-              "rows": args.rows, "same": same(args), "lines": []}  # fmt: skip
-    (a, b), gap = result["same"]["loss"], result["same"]["worst_relative_gradient_gap"]
-    print(f"same loss ({a:.5f}, {b:.5f}), gradients within {gap:.0e}\n")
+              "rows": args.rows, "lines": []}  # fmt: skip
     print("| step | compute | tinyrm | peer | ratio | tokens/s | share of products | memory |")
     print("|---|---|---|---|---|---|---|---|")
     for what in ("train", "infer"):
@@ -297,6 +383,11 @@ def main():
                   f"{x['ratio']:4.2f}x | {x['tokens_per_s']:8,.0f} | {share:4.0%} of "
                   f"{x['machine_flops'] / 1e9:,.0f} GF/s  | {x['ours_bytes'] / 1e9:.1f} / "
                   f"{x['peer_bytes'] / 1e9:.1f} GB |", flush=True)  # fmt: skip
+    print()
+    for x in result["lines"]:
+        if "loss" in x:
+            print(f"{x['dtype']}: same loss ({x['loss'][0]:.5f}, {x['loss'][1]:.5f}), gradients "
+                  f"within {x['worst_relative_gradient_gap']:.0e}")
     if args.out:
         Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
 

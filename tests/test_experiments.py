@@ -4,6 +4,7 @@ come out as known, tables say what is there and what is not.
     pytest tests/test_experiments.py
 """
 
+import hashlib
 import json
 import math
 import sys
@@ -47,15 +48,15 @@ def store(tmp_path, monkeypatch):
 
 def test_every_run_has_a_name_and_flags_of_its_own():
     flags = [(which.weights, tuple(run.flags(which))) for which in FULL]
-    assert len(FULL) == len({which.key for which in FULL}) == len(set(flags)) == 166
+    assert len(FULL) == len({which.key for which in FULL}) == len(set(flags)) == 213
 
 
 def test_the_first_seed_of_what_says_most_comes_first():
     first = [which for which in FULL[:25]]
     assert all(which.seed == 1 and which.pairs in (1000, 3000) for which in first)
-    assert {which.weights for which in first} == set(run.NANOS)
+    assert {which.weights for which in first} == set(run.NANOS) - {*run.SIZES}
     assert {which.context for which in first} == {"pair", "single"}
-    late = [which.pairs < 1000 for which in FULL]
+    late = [which.pairs < 1000 for which in FULL if which.weights not in run.SIZES]
     assert late == sorted(late)
 
 
@@ -68,6 +69,16 @@ def test_what_has_a_record_is_not_run_again(store):
     assert len(made) == len(runs) and sorted(json.loads(path.read_text())) == sorted(runs)
     run.main(["claims", "--seeds", "1"])
     assert len(made) == len(runs)
+
+
+def test_a_size_that_was_not_made_says_how_to_make_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "RUNS", tmp_path / "runs/experiments")
+    with pytest.raises(ValueError, match=r"nano-64 is not there.*make\.py --width 64 --out .*-64"):
+        run.weights_of("nano-64")
+    folder = tmp_path / "runs/nano-64"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    assert run.weights_of("nano-64") == hashlib.sha256(b"weights").hexdigest()[:16]
 
 
 def test_an_error_leaves_what_was_finished_and_the_next_start_goes_on(store, monkeypatch):
@@ -109,7 +120,7 @@ def test_records_of_other_weights_are_named_left_out_and_never_added_to(store, c
     run.main(["--print"])
     said = capsys.readouterr()
     assert "1 of 2 records are of other weights" in said.err and first in said.err
-    assert "nano: 1 of 166 runs are there" in said.out
+    assert "nano: 1 of 213 runs are there" in said.out
     with pytest.raises(ValueError, match="records of other weights: move it away"):
         run.main(["claims"])
     results[first] |= {"base": run.weights_of("nano"), "flags": "--epochs 1"}
