@@ -232,9 +232,10 @@ def start(args, side, what, file):
     said = [f"--{name}" for name in ("compile", "checkpoint-layers")
             if getattr(args, name.replace("-", "_")) and side == "ours"]  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, __file__, "--device", args.device, "--size", args.size, "--dtype",
-         next(name for name, kind in TYPES.items() if kind == args.type), "--adapter", args.adapter,
-         *said, "--rows", *map(str, args.rows), "--worker", side, what, file],
+        [sys.executable, "-W", "ignore", __file__, "--device", args.device, "--size", args.size,
+         "--dtype", {kind: name for name, kind in TYPES.items()}[args.type],
+         "--adapter", args.adapter, *said,
+         "--rows", *map(str, args.rows), "--worker", side, what, file],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
 
 
