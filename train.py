@@ -248,15 +248,17 @@ def schedule(step, steps):
 
 
 def micro_tokens(s, config, device, dtype):
-    """(tokens of a micro-batch, on what that rests, bytes a token keeps for the backward pass).
+    """(tokens of a micro-batch, on what that rests, bytes that a token takes while training).
 
-    By layer these are the residual stream twice in float32, and in the compute precision the inputs
-    and outputs of the four products and q, k, v once more after RoPE, 11 D + 3 F; if layers are
-    recomputed, the stream of each layer, and one layer.
+    Kept for the backward pass are by layer the residual stream twice in float32, and in the compute
+    precision the inputs and outputs of the four products and q, k, v once more after RoPE, 11 D +
+    3 F; if layers are recomputed, the stream of each layer, and one layer. The layer that the
+    backward pass is at takes about twice these in float32 (`tests/benchmark.py --memory`).
     """
     width, layers = config.hidden_size, max(1, config.num_hidden_layers - s.freeze)
     one = 8 * width + dtype.itemsize * (11 * width + 3 * config.intermediate_size)
     kept = one + 4 * width * layers if s.checkpoint_layers else one * layers
+    kept += 8 * (11 * width + 3 * config.intermediate_size)
     if s.micro_tokens:
         return s.micro_tokens, "asked for", kept
     if device.type == "cpu":

@@ -3,8 +3,8 @@
     python tests/benchmark.py                              base on this processor, 5 minutes
     python tests/benchmark.py --device cuda --size large   on a GPU
     python tests/benchmark.py --lengths FILE               row lengths, one a line, for eight rows
-    python tests/benchmark.py --checkpoint-layers          our side recomputes its trained layers
-    python tests/benchmark.py --compile                    our side under torch.compile
+    python tests/benchmark.py --against checkpoint         against ourselves, layers recomputed
+    python tests/benchmark.py --against compile            against ourselves under torch.compile
     python tests/benchmark.py --memory                     no peer: bytes a token, longest batches
 
 The peer is what one would use instead: ModernBertForMaskedLM with sdpa attention and peft's DoRA,
@@ -64,7 +64,7 @@ def rows_of(lengths, size):
 def begin(args):
     """tinyrm's model under its adapters, from fixed seeds: what both sides begin with."""
     *_, freeze, rank = SHAPES[args.size]
-    model = tinyrm.ModernBERT(tinyrm.Config.read(config_of(args.size))).init_weights(0)
+    model = tinyrm.load(args.base)
     dora.adapt(model, args.adapter, rank, 8.0, freeze, 0)
     plain = tinyrm.Linear(model.config.hidden_size, model.config.hidden_size)
     plain.weight.data = model.head.dense.weight.data  # the peer has no adapter on the head
@@ -78,8 +78,8 @@ def begin(args):
 def ours(args):
     """(training step, inference step, {name: A or B of an adapter}, merging) of tinyrm."""
     model = begin(args).to(args.device).dtype_(args.type)
-    model.checkpoint = args.checkpoint_layers
-    if args.compile:
+    model.checkpoint = args.side == "checkpoint"
+    if args.side == "compile":
         for layer in model.model.layers:
             layer.compile()
     rows, at, labels = rows_of(args.rows, args.size)
@@ -108,13 +108,13 @@ def ours(args):
 def peer(args):
     """The same of transformers + peft."""
     import peft
-    from transformers import ModernBertConfig, ModernBertForMaskedLM
+    from transformers import ModernBertForMaskedLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     *_, layers, _, vocab, freeze, rank = SHAPES[args.size]
-    config = ModernBertConfig(**config_of(args.size), attn_implementation="sdpa")
-    model, start = ModernBertForMaskedLM(config), begin(args)
-    model.load_state_dict(start.state_dict(), strict=False)
-    model.tie_weights()
+    model, start = ModernBertForMaskedLM.from_pretrained(
+        args.base, attn_implementation="sdpa").train(), begin(args)  # fmt: skip
     names = [f"model.layers.{i}.{t}" for i in range(freeze, layers) for t in TARGETS]
     model = peft.get_peft_model(model, peft.LoraConfig(
         r=rank, lora_alpha=8, target_modules=names, use_dora=args.adapter == "dora"))  # fmt: skip
@@ -211,13 +211,16 @@ def clock(args, call):
 def worker(args, side, what, file):
     """One side: a step for each line that comes in, its seconds out; at the end its peak memory.
     The first training step leaves loss and gradients in `file`."""
-    learn, infer, low, merge = {"ours": ours, "peer": peer}[side](args)
+    args.side = side
+    learn, infer, low, merge = peer(args) if side == "peer" else ours(args)
     if what == "infer":
         merge()
     else:
         loss = learn()
         grads = {name: p.grad.detach().float().cpu().contiguous() for name, p in low.items()}
         save_file(grads | {"loss": torch.tensor(loss)}, file)
+    for _ in range(3 if side == "compile" else 0):  # it compiles anew for the first few
+        learn() if what == "train" else infer()
     print("ready", flush=True)
     for _ in sys.stdin:
         print(clock(args, learn if what == "train" else infer)[0], flush=True)
@@ -229,13 +232,11 @@ def worker(args, side, what, file):
 
 
 def start(args, side, what, file):
-    said = [f"--{name}" for name in ("compile", "checkpoint-layers")
-            if getattr(args, name.replace("-", "_")) and side == "ours"]  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", __file__, "--device", args.device, "--size", args.size,
          "--dtype", {kind: name for name, kind in TYPES.items()}[args.type],
-         "--adapter", args.adapter, *said,
-         "--rows", *map(str, args.rows), "--worker", side, what, file],
+         "--adapter", args.adapter, "--base", args.base, "--rows", *map(str, args.rows),
+         "--worker", side, what, file],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
 
 
@@ -255,7 +256,7 @@ def step(process):
 def compare(args, what):
     """One line of the table: both sides in turn, medians; and for training how far they agree."""
     with tempfile.TemporaryDirectory() as folder:
-        files = {side: str(Path(folder, side)) for side in ("ours", "peer")}
+        files = {side: str(Path(folder, side)) for side in ("ours", args.against)}
         sides = {side: start(args, side, what, file) for side, file in files.items()}
         for process in sides.values():
             hear(process)
@@ -268,10 +269,10 @@ def compare(args, what):
                 seconds[name].append(spent)
     mine, theirs = (statistics.median(seconds[name]) for name in sides)
     flops, machine = products(args)[what == "infer"], rate(args)
-    peaks = {f"{name}_bytes": int(process.communicate()[0]) for name, process in sides.items()}
+    peaks = [int(process.communicate()[0]) for process in sides.values()]
     return {"what": what, "dtype": str(args.type)[6:], "ours_s": mine, "peer_s": theirs,
             "ratio": theirs / mine, "tokens_per_s": sum(args.rows) / mine, "flops": flops,
-            "machine_flops": machine, "all_seconds": seconds, **same, **peaks}
+            "machine_flops": machine, "all_seconds": seconds, "peak_bytes": peaks, **same}
 
 
 def agree(args, a, b):
@@ -287,32 +288,31 @@ def agree(args, a, b):
 
 
 def memory(args):
-    """Bytes that a token keeps for the backward pass, measured against train.micro_tokens, and the
-    longest batch for 8, 16, 24 and 80 GB by that count."""
+    """Bytes that a token takes in a training step, measured and by the count of train.micro_tokens,
+    and the longest batch for 8, 16, 24 and 80 GB by that count."""
     print("| layers recomputed | compute | bytes a token, measured | counted |\n|---|---|---|---|")
     one = sum(args.rows)
-    for args.checkpoint_layers in (False, True):
+    for side in ("ours", "checkpoint"):
         for args.type in TYPES.values():
             peaks = []
             for times in (2, 6):
                 some = argparse.Namespace(**vars(args) | {"rows": args.rows * times})
                 with tempfile.TemporaryDirectory() as folder:
-                    process = start(some, "ours", "train", str(Path(folder, "first")))
+                    process = start(some, side, "train", str(Path(folder, "first")))
                     hear(process)
                     peaks.append(int(process.communicate()[0]))
-            kept = counted(args, args.size)
-            print(f"| {'yes' if args.checkpoint_layers else 'no':3} | {str(args.type)[6:]:8} | "
+            kept = counted(args, side)
+            print(f"| {'no' if side == 'ours' else 'yes':3} | {str(args.type)[6:]:8} | "
                   f"{(peaks[1] - peaks[0]) / 4 / one:10,.0f} | {kept:10,.0f} |", flush=True)
-    print("\ntokens of the longest batch, bfloat16, by the count: what the weights, gradients and "
-          "moments, copies and 1 GB of torch leave\n\n"
+    print("\ntokens of the longest batch in bfloat16, by the count: 0.6 of what weights, "
+          "gradients, moments, copies and 1 GB for torch leave\n\n"
           "| model and recipe | layers recomputed | 8 GB | 16 GB | 24 GB | 80 GB |\n"
           "|---|---|---|---|---|---|")
     args.type = torch.bfloat16
     for size in ("base", "large"):
         for domain in ("reasoning", "chat"):
-            for args.checkpoint_layers in (False, True):
-                s = train.Settings(checkpoint_layers=args.checkpoint_layers,
-                                   **train.RECIPES[size][domain])
+            for recomputed in (False, True):
+                s = train.Settings(checkpoint_layers=recomputed, **train.RECIPES[size][domain])
                 config = tinyrm.Config.read(config_of(size))
                 with torch.device("meta"):
                     model = tinyrm.ModernBERT(config)
@@ -321,16 +321,16 @@ def memory(args):
                                   for g in (False, True))  # fmt: skip
                 fixed = sum(train.fixed_bytes(s, config, args.type, total, trained).values()) + 1e9
                 kept = train.micro_tokens(s, config, torch.device("cpu"), args.type)[2]
-                cells = (max(0, gb * 1e9 - fixed) / kept for gb in (8, 16, 24, 80))
+                cells = (0.6 * max(0, gb * 1e9 - fixed) / kept for gb in (8, 16, 24, 80))
                 print(f"| {size}, {domain}: {s.adapter}, {s.freeze} frozen | "
-                      f"{'yes' if args.checkpoint_layers else 'no'} | "
+                      f"{'yes' if recomputed else 'no'} | "
                       + " | ".join(f"{n:,.0f}" for n in cells) + " |")  # fmt: skip
 
 
-def counted(args, size):
-    *_, freeze, rank = SHAPES[size]
-    s = train.Settings(freeze=freeze, rank=rank, checkpoint_layers=args.checkpoint_layers)
-    config = tinyrm.Config.read(config_of(size))
+def counted(args, side):
+    *_, freeze, rank = SHAPES[args.size]
+    s = train.Settings(freeze=freeze, rank=rank, checkpoint_layers=side == "checkpoint")
+    config = tinyrm.Config.read(config_of(args.size))
     return train.micro_tokens(s, config, torch.device("cpu"), args.type)[2]
 
 
@@ -350,11 +350,11 @@ def main():
     p.add_argument("--adapter", default="dora", choices=["dora", "lora"])
     p.add_argument("--dtype", default="both", choices=["both", *TYPES])
     p.add_argument("--lengths", metavar="FILE", help="row lengths, one a line")
-    p.add_argument("--checkpoint-layers", action="store_true", help="ours recomputes layers")
-    p.add_argument("--compile", action="store_true", help="ours runs under torch.compile")
+    p.add_argument("--against", default="peer", choices=["peer", "checkpoint", "compile"])
     p.add_argument("--memory", action="store_true", help="bytes a token, and longest batches")
     p.add_argument("--repeats", type=int, default=2)
     p.add_argument("--out", metavar="JSON", help="write all numbers here")
+    p.add_argument("--base", help=argparse.SUPPRESS)
     p.add_argument("--rows", type=int, nargs="+", default=LENGTHS, help=argparse.SUPPRESS)
     p.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = p.parse_args()
@@ -364,16 +364,22 @@ def main():
     args.type = chosen[0]
     if args.worker:
         return worker(args, *args.worker)
+    with tempfile.TemporaryDirectory() as args.base:
+        tinyrm.save(tinyrm.ModernBERT(tinyrm.Config.read(config_of(args.size))).init_weights(0),
+                    args.base)
+        told(args, chosen)
+
+
+def told(args, chosen):
     t, width = sum(args.rows), max(args.rows)
-    ours_is = "".join(f", ours {word}" for word, on in (
-        ("recomputes layers", args.checkpoint_layers), ("compiled", args.compile)) if on)
-    print(f"{machine(args)}; torch {torch.__version__}; {args.size}, {args.adapter}{ours_is}; "
+    print(f"{machine(args)}; torch {torch.__version__}; {args.size}, {args.adapter}; "
           f"{len(args.rows)} rows, {t:,} tokens ({len(args.rows) * width:,} padded)\n")
     if args.memory:
         return memory(args)
     result = {"machine": machine(args), "torch": torch.__version__, "size": args.size,
               "rows": args.rows, "lines": []}  # fmt: skip
-    print("| step | compute | tinyrm | peer | ratio | tokens/s | share of products | memory |")
+    print(f"| step | compute | tinyrm | {args.against} | ratio | tokens/s | share of products | "
+          "memory |")
     print("|---|---|---|---|---|---|---|---|")
     for what in ("train", "infer"):
         for args.type in chosen:
@@ -382,8 +388,8 @@ def main():
             share = x["flops"] / x["ours_s"] / x["machine_flops"]
             print(f"| {what} | {x['dtype']:8} | {x['ours_s']:4.2f} s | {x['peer_s']:4.2f} s | "
                   f"{x['ratio']:4.2f}x | {x['tokens_per_s']:8,.0f} | {share:4.0%} of "
-                  f"{x['machine_flops'] / 1e9:,.0f} GF/s  | {x['ours_bytes'] / 1e9:.1f} / "
-                  f"{x['peer_bytes'] / 1e9:.1f} GB |", flush=True)  # fmt: skip
+                  f"{x['machine_flops'] / 1e9:,.0f} GF/s  | {x['peak_bytes'][0] / 1e9:.1f} / "
+                  f"{x['peak_bytes'][1] / 1e9:.1f} GB |", flush=True)  # fmt: skip
     print()
     for x in result["lines"]:
         if "loss" in x:
