@@ -173,10 +173,15 @@ def test_recomputed_layers_give_the_same_gradients(tiny, pairs_file):
 
 
 def test_a_run_that_was_killed_resumes_to_the_same_bits(base, tmp_path):
-    """kill -9 at ten random moments of a run that saves after every step."""
+    """kill -9 at up to ten random moments of a run that saves after every step: within 25 steps of
+    each start, so that a fast machine does not get to the end before the second one."""
     flags = [*base, "--save-minutes", 0, "--max-steps", 150, "--epochs", 99]
     assert call(*flags, "--out", tmp_path / "whole").returncode == 0  # the last --out counts
     kills, rng, go, run = 0, random.Random(0), flags, tmp_path / "run/run.json"
+    metrics = run.with_name("metrics.jsonl")
+
+    def steps():
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
     def finished():  # also if killed between its last line and its exit
         return run.exists() and "accuracy_after" in json.loads(run.read_text()).get("result", {})
@@ -184,9 +189,10 @@ def test_a_run_that_was_killed_resumes_to_the_same_bits(base, tmp_path):
     while kills < 10 and not finished():
         process = subprocess.Popen(command(*go), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                    env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-        while not run.exists() and process.poll() is None:
-            time.sleep(0.05)
-        time.sleep(rng.uniform(0, 2.0))
+        enough = steps() + rng.randrange(25)
+        while not (run.exists() and steps() >= enough) and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         kills += process.wait() != 0
         go = ["--resume", tmp_path / "run"]
