@@ -1,6 +1,6 @@
 """tinyrm against transformers + peft on the same rows: seconds, memory, share of the machine.
 
-    python tests/benchmark.py                              base on this processor, 5 minutes
+    python tests/benchmark.py                              base on this processor, 4 minutes
     python tests/benchmark.py --device cuda --size large   on a GPU
     python tests/benchmark.py --lengths FILE               row lengths, one a line, for eight rows
     python tests/benchmark.py --against checkpoint         against ourselves, layers recomputed

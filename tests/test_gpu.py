@@ -131,15 +131,16 @@ def test_nothing_of_a_step_waits_for_the_device():
 
 
 @gpu
-def test_a_run_on_the_device_elicits_and_goes_on(tmp_path, monkeypatch):
+def test_a_run_on_the_device_elicits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = "--domain safety --model nano --data nano --device cuda --max-steps 300 --out a".split()
-    train.main([*said, "--held-out", "0.1"])
+    train.main(said)
     run = json.loads(Path("a/run.json").read_text())
     assert "flash" in run["device"] and "bfloat16" in run["device"]
     assert run["result"]["accuracy_after"] > 0.8 > run["result"]["accuracy_before"]
     line = json.loads(Path("a/metrics.jsonl").read_text().splitlines()[-1])
-    assert line["step"] == 300 and line["peak_bytes"] == torch.cuda.max_memory_allocated()
+    # judging comes after the last line, and may have taken more
+    assert line["step"] == 300 and 0 < line["peak_bytes"] <= torch.cuda.max_memory_allocated()
 
 
 def test_the_benchmark_runs_and_both_sides_agree():

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO = ROOT / "nano"
@@ -270,3 +271,13 @@ def test_the_help_names_each_flag(capsys):
     told = capsys.readouterr().out
     assert ended.value.code == 0
     assert all(flag in told for flag in ("--out", "--steps", "--stop", "--lr", "--seed", "--show"))
+
+
+def test_a_narrower_encoder_keeps_its_heads_of_32():
+    tokenizer = Tokenizer.from_file(str(NANO / "tokenizer.json"))
+    for width in (32, 64, 96, 128):
+        config = make.config_of(tokenizer, width=width)
+        assert (config.hidden_size, config.intermediate_size) == (width, width * 3 // 2)
+        assert config.hidden_size // config.num_attention_heads == 32
+    shipped = json.loads((NANO / "config.json").read_text(encoding="utf-8"))
+    assert config.hidden_size == shipped["hidden_size"] == 128

@@ -34,6 +34,18 @@ def test_the_tree_counts_the_lines():
         assert int(lines.replace(",", "")) == len((ROOT / name).read_text().splitlines()), name
 
 
+def test_the_bytes_of_a_token_are_those_that_train_counts():
+    import benchmark
+    import torch
+
+    rows = re.findall(r"^\| (no|yes) +\| (\w+) +\| +[\d,]+ \| +([\d,]+) \|$", README, re.M)
+    assert len(rows) == 4
+    for recomputed, kind, said in rows:
+        args = benchmark.argparse.Namespace(size="base", type=getattr(torch, kind))
+        side = "checkpoint" if recomputed == "yes" else "ours"
+        assert benchmark.counted(args, side) == int(said.replace(",", ""))
+
+
 def test_two_commands_stand_in_the_readme():
     assert "pip install . && python train.py --domain reasoning" in README
     assert len(re.findall(r"^pip install .*pytest$", README, re.M)) == 1  # what .ci/run calls
