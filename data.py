@@ -1,6 +1,6 @@
 """Preference pairs in, packed cloze batches out.
 
-    pair (prompt, chosen, rejected)                                             `open_pairs`
+    pair (prompt, chosen, rejected)                                             `Pairs`
       -> two rows of token ids, one for each order, with exactly one [MASK]     `cloze_rows`
       -> one packed batch: all rows end to end, never padded                    `pack`
 
@@ -14,21 +14,21 @@ import re
 import sys
 from array import array
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, count
+from itertools import accumulate, chain, count, pairwise
 from os.path import commonprefix
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import huggingface_hub.constants  # the rest of it comes when first used
 import torch
 from tokenizers import Tokenizer
 
 DOMAINS = ("reasoning", "safety", "chat")
 
-# --- pairs -----------------------------------------------------------------------------------
 
 class Pair(NamedTuple):
     prompt: str
@@ -66,29 +66,23 @@ def to_text(value, where):
 
 def to_pair(row, where):
     """One row of a pairs file, in any of TRL's preference formats; `where` names it in errors.
-    Without `prompt`, what chosen and rejected have in common at their start is the prompt."""
+    A prompt that is not given is what both sides begin with: whole words, or turns but the last."""
     if missing := {"chosen", "rejected"} - row.keys():
         raise ValueError(f'{where}: no "{min(missing)}": give "prompt", "chosen" and "rejected"')
-    chosen, rejected, domain = row["chosen"], row["rejected"], row.get("domain") or ""
-    shared = _shared_start(chosen, rejected)
-    prompt = to_text(row.get("prompt", shared), f'{where}: "prompt"')
-    # some sets repeat the prompt at the head of both conversations: it is not shown twice
-    if "prompt" not in row or isinstance(shared, list) and to_text(shared, where) == prompt:
-        chosen, rejected = chosen[len(shared):], rejected[len(shared):]
-    if domain and domain not in DOMAINS:
-        raise ValueError(f'{where}: unknown domain "{domain}": use {", ".join(DOMAINS)}, or none')
-    texts = {"chosen": chosen, "rejected": rejected, "subset": row.get("subset") or ""}
-    return Pair(prompt, *(to_text(texts[key], f'{where}: "{key}"') for key in texts), domain)
-
-
-def _shared_start(a, b):
-    """The common head of two texts, in whole words, or of two conversations less their last turn;
-    None if there is none."""
+    a, b, domain, head = row["chosen"], row["rejected"], row.get("domain") or "", None
     if isinstance(a, str) and isinstance(b, str):
         head = commonprefix([a, b])
-        return head[:max(head.rfind(" "), head.rfind("\n"), 0)] or None
-    if isinstance(a, list) and isinstance(b, list):
-        return a[:len(commonprefix([[*map(str, a[:-1])], [*map(str, b[:-1])]]))] or None
+        head = head[:max(head.rfind(" "), head.rfind("\n"), 0)]
+    elif isinstance(a, list) and isinstance(b, list):
+        head = a[:len(commonprefix([[*map(str, turns[:-1])] for turns in (a, b)]))]
+    prompt = to_text(row.get("prompt", head or None), f'{where}: "prompt"')
+    # some sets repeat the prompt at the head of both conversations: it is not shown twice
+    if "prompt" not in row or head and isinstance(head, list) and to_text(head, where) == prompt:
+        a, b = a[len(head):], b[len(head):]
+    if domain and domain not in DOMAINS:
+        raise ValueError(f'{where}: unknown domain "{domain}": use {", ".join(DOMAINS)}, or none')
+    texts = {"chosen": a, "rejected": b, "subset": row.get("subset") or ""}
+    return Pair(prompt, *(to_text(texts[key], f'{where}: "{key}"') for key in texts), domain)
 
 
 def read_rows(path):
@@ -104,9 +98,8 @@ def read_rows(path):
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}: give a file of JSON lines") from None
     except (ValueError, RecursionError) as error:  # ValueError: also bytes that are not UTF-8
-        said = str(error).replace("line 1 ", "")
-        raise ValueError(f"{path}, line {number}: not valid JSON ({said}): give one object a line"
-                         ) from None
+        said = f"not valid JSON ({str(error).replace('line 1 ', '')}): give one object a line"
+        raise ValueError(f"{path}, line {number}: {said}") from None
 
 
 class Pairs(Sequence):
@@ -132,7 +125,6 @@ class Pairs(Sequence):
                 raise ValueError(f"{path}: no pairs in it for domain {domain or 'all'}: give some")
             with open(path, "rb") as file:
                 self.starts.append(array("Q", accumulate(map(len, file), initial=0)))
-        self.keys = self.index[2::3]
         self.fingerprint = hashlib.blake2b(b"".join([self.index, *self.starts])).hexdigest()[:32]
 
     def __len__(self):
@@ -141,30 +133,26 @@ class Pairs(Sequence):
     def __getitem__(self, i):
         at = 3 * range(len(self))[i]  # which also refuses an index beyond the end
         number, line, _ = self.index[at:at + 3]
+        where = f"{self.paths[number]}, line {line}"
         with open(self.paths[number], "rb") as file:  # opened anew: safe from several threads
             file.seek(self.starts[number][line - 1])
-            where = f"{self.paths[number]}, line {line}"
             pair = to_pair(json.loads(file.readline()), where)
         return pair._replace(domain=pair.domain or self.domain, where=where)
-
-
-open_pairs = Pairs
 
 
 def split(pairs, held_out, seed):
     """(train indices, held-out indices), never with a prompt in both. held_out is a share of the
     pairs if below 1, else their number; which prompts does not depend on the order of the rows."""
-    want = held_out * len(pairs) if held_out < 1 else held_out
-    sizes, held = Counter(pairs.keys), set()
-    for key in sorted(sizes, key=lambda key: hashlib.blake2b(b"%d %d" % (seed, key)).digest()):
-        if want > 0:
-            held.add(key)
-            want -= sizes[key]
+    keys = pairs.index[2::3]
+    sizes, want = Counter(keys), held_out * len(keys) if held_out < 1 else held_out
+    order = sorted(sizes, key=lambda key: hashlib.blake2b(b"%d %d" % (seed, key)).digest())
+    before = accumulate(map(sizes.get, order), initial=0)  # pairs of the prompts before each
+    held = {key for key, pairs_before in zip(order, before, strict=False) if pairs_before < want}
     if len(held) == len(sizes):
-        raise ValueError(f"holding out {held_out:g} of {len(pairs)} pairs ({len(sizes)} prompts) "
+        raise ValueError(f"holding out {held_out:g} of {len(keys)} pairs ({len(sizes)} prompts) "
                          "leaves nothing to train on: hold out fewer, or give more prompts")
-    train = [i for i, key in enumerate(pairs.keys) if key not in held]
-    return train, [i for i, key in enumerate(pairs.keys) if key in held]
+    train = [i for i, key in enumerate(keys) if key not in held]
+    return train, [i for i, key in enumerate(keys) if key in held]
 
 
 # --- the Hub ---------------------------------------------------------------------------------
@@ -177,11 +165,10 @@ SOURCES = {  # of each domain: the upstream repositories, and the author's ready
     "reasoning": ([SKYWORK], ["sarahpann/skywork_reasoning"]),
     "safety": ([SKYWORK, PKU], ["sarahpann/skywork_safety", "sarahpann/PKU_SafeRLHF_simp"]),
     "chat": ([SKYWORK, WEBGPT], ["sarahpann/skywork_chat", "sarahpann/webgpt_comparisons_simp"])}
-FILES = {PKU: "data/*/train.jsonl", WEBGPT: "*/train/"}  # of the others: data/
-BRANCH = {WEBGPT: "refs/convert/parquet"}  # its own files are a script; of the others: main
-# The parts of the data, with their domain and how many pairs the author had of them (the last two
-# rounded). A Skywork row belongs to the one part whose name its `source` holds, in any case: the
-# split that gives exactly his counts.
+# (files, branch), where not the data/ of main; WebGPT's own files are a script
+PLACES = {PKU: ("data/*/train.jsonl", None), WEBGPT: ("*/train/", "refs/convert/parquet")}
+# part -> domain, and how many pairs the author had (the last two rounded). A Skywork row is of the
+# one part whose name its `source` holds, in any case: the split that gives exactly his counts.
 PARTS = {"magpie": ("reasoning", 54_582), "offset": ("safety", 8_504),
          "wildguard": ("safety", 6_709), "helpsteer": ("chat", 7_221),
          "PKU-SafeRLHF": ("safety", 26_900), "webgpt_comparisons": ("chat", 14_300)}
@@ -189,13 +176,11 @@ PARTS = {"magpie": ("reasoning", 54_582), "offset": ("safety", 8_504),
 
 def hub_rows(repo, files, revision=None):
     """(commit, rows) of a data set's files whose path begins with `files`, or matches it."""
-    from huggingface_hub import snapshot_download
-
     if "Reward-Preference-80K-v0.1" in repo:
         raise ValueError(f"{repo}: shares prompts with RewardBench (contaminated): use {SKYWORK}")
     try:
-        folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision,
-                                        allow_patterns=f"{files}*"))
+        folder = Path(huggingface_hub.snapshot_download(
+            repo, repo_type="dataset", revision=revision, allow_patterns=f"{files}*"))
     except Exception as error:  # the client raises its own, its HTTP library's, the system's errors
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"{repo}, revision {revision or 'main'}, did not come from the Hub "
@@ -203,7 +188,7 @@ def hub_rows(repo, files, revision=None):
     paths = sorted(folder.glob(f"{files}*"))
     if not paths:
         raise ValueError(f"{repo}: no file {files}* at {folder.name}: give another revision")
-    return folder.name, (row for path in paths for row in _file_rows(path))
+    return folder.name, chain.from_iterable(map(_file_rows, paths))
 
 
 def _file_rows(path):
@@ -214,9 +199,10 @@ def _file_rows(path):
         # pre_buffer would keep all that was read of the file
         for batch in ParquetFile(path, pre_buffer=False).iter_batches(256):
             yield from batch.to_pylist()
+    elif path.suffix == ".json":
+        yield from json.loads(path.read_bytes())
     else:
-        array = path.suffix == ".json"
-        yield from json.loads(path.read_bytes()) if array else (row for _, row in read_rows(path))
+        yield from (row for _, row in read_rows(path))
 
 
 def hub_repos(domain, author=False):
@@ -226,52 +212,48 @@ def hub_repos(domain, author=False):
 
 
 def hub_pairs(domain, author=False, commits=None):
-    """([files of JSON lines] with the paper's training pairs, what is in them in words). A domain's
-    file is made once for each set of commits of its repositories. Those that the dict `commits`
-    names are taken; the others', as they are now, are added to it. Pairs whose prompt is in
-    RewardBench are removed and counted."""
-    from huggingface_hub.constants import HF_HOME
-
-    commits = {} if commits is None else commits
+    """([files of JSON lines] with the paper's training pairs, but for those whose prompt is in
+    RewardBench, what is in them in words). A domain's file is made once for each set of commits:
+    those that the dict `commits` names; the others', as they are now, are added to it."""
+    commits, found = {} if commits is None else commits, {}
     if domain == "all":
         paths, notes = zip(*(hub_pairs(part, author, commits) for part in DOMAINS), strict=True)
         return sum(paths, []), "; ".join(notes)
-    found = {}
     for repo in hub_repos(domain, author):
-        asked = commits.get(repo, BRANCH.get(repo))
-        found[repo] = hub_rows(repo, FILES.get(repo, "data/"), asked)
-        commits[repo] = found[repo][0]
-    origin = ", ".join(f"{repo}@{commit}" for repo, (commit, _) in found.items())
+        files, branch = PLACES.get(repo, ("data/", None))
+        commits[repo], found[repo] = hub_rows(repo, files, commits.get(repo, branch))
+    origin = ", ".join(f"{repo}@{commits[repo]}" for repo in found)
     # the 2 goes up when the rules below change, so that no file made by older ones is taken
     key = hashlib.blake2b(f"2 {origin}".encode()).hexdigest()[:12]
-    path = Path(HF_HOME, "tinyrm", f"{domain}-{key}.jsonl")
+    path = Path(huggingface_hub.constants.HF_HOME, "tinyrm", f"{domain}-{key}.jsonl")
+    note = path.with_suffix(".txt")
     if not path.exists():
         print(f"making {path} (a minute or so, once)", file=sys.stderr, flush=True)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=path.parent) as folder:  # whole, or not at all
-                note = _write_pairs(Path(folder, "pairs"), domain, found)
-                path.with_suffix(".txt").write_text(f"{note}, from {origin}")
-                Path(folder, "pairs").replace(path)
+                whole = Path(folder, "pairs")
+                note.write_text(f"{_write_pairs(whole, domain, found)}, from {origin}")
+                whole.replace(path)
         except KeyError as column:
             raise ValueError(f"{origin}: no column {column}: give another revision") from None
         except OSError as error:
             raise ValueError(f"{path}: {error.strerror}: make room, or set HF_HOME") from None
-    return [path], path.with_suffix(".txt").read_text()
+    return [path], note.read_text()
 
 
 def _write_pairs(path, domain, found):
     """Write a domain's pairs; returns in words what became of the rows of each part."""
-    bench = {prompt_key(row["prompt"]) for row in found.pop(BENCHMARK)[1]}
-    fates = {}  # part -> Counter of what became of its rows
+    bench = {prompt_key(row["prompt"]) for row in found.pop(BENCHMARK)}
+    fates = defaultdict(Counter)  # part -> what became of its rows
     with open(path, "w") as out:
-        for part, row in (_hub_pair(repo, row) for repo in found for row in found[repo][1]):
+        for part, row in (_hub_pair(repo, row) for repo in found for row in found[repo]):
             try:
                 pair = to_pair({**row, "domain": domain}, part)
                 fate = "removed" if prompt_key(pair.prompt) in bench else "kept"
             except ValueError:  # one such row does not end a run
                 fate = "others"
-            fates.setdefault(part, Counter())[fate] += 1
+            fates[part][fate] += 1
             if fate == "kept" and PARTS.get(part, [domain])[0] == domain:
                 out.write(json.dumps(pair._asdict()) + "\n")
     if unknown := fates.keys() - PARTS.keys() - {repo.split("/")[1] for repo in found}:
@@ -280,9 +262,9 @@ def _write_pairs(path, domain, found):
     told = []
     for part, fate in fates.items():
         home, published = PARTS.get(part, (domain, 0))
-        pairs, removed = fate["kept"] + fate["removed"], fate["removed"]
-        known = f" (published {published:,}: {pairs - published:+,})" if published else ""
         if home == domain:
+            pairs, removed = fate["kept"] + fate["removed"], fate["removed"]
+            known = f" (published {published:,}: {pairs - published:+,})" if published else ""
             told.append(f"{pairs:,} {part}{known} - {removed:,} with a prompt of RewardBench "
                         f"({fate['others']:,} rows that are no pairs or ties left out)")
     return f"{domain} = {' + '.join(told)}"
@@ -290,10 +272,10 @@ def _write_pairs(path, domain, found):
 
 def _hub_pair(repo, row):
     """(part, row of a pairs file, without responses for a tie) from a row of a repository."""
-    name = repo.split("/")[1]
     if repo == SKYWORK:
-        names = [name for name in PARTS if name in row["source"].lower()]
-        return names[0] if len(names) == 1 else row["source"], {**row, "subset": row["source"]}
+        parts = [part for part in PARTS if part in row["source"].lower()]
+        return parts[0] if len(parts) == 1 else row["source"], {**row, "subset": row["source"]}
+    part, lead = repo.split("/")[1], 1
     if repo == PKU:  # safe against unsafe; two of a kind are ties (the author's rule is unknown)
         prompt, a, b = row["prompt"], row["response_0"], row["response_1"]
         lead = row["is_response_0_safe"] - row["is_response_1_safe"]
@@ -301,24 +283,16 @@ def _hub_pair(repo, row):
         prompt, a, b = row["question"]["full_text"], row["answer_0"], row["answer_1"]
         lead = row["score_0"]
     else:
-        prompt, a, b, lead = row["question"], row["chosen"], row["rejected"], 1
-    chosen, rejected = (a, b) if lead > 0 else (b, a) if lead else (None, None)
-    return name, {"prompt": prompt, "chosen": chosen, "rejected": rejected, "subset": name}
+        prompt, a, b = row["question"], row["chosen"], row["rejected"]
+    a, b = (a, b) if lead > 0 else (b, a) if lead else (None, None)
+    return part, {"prompt": prompt, "chosen": a, "rejected": b, "subset": part}
 
 
 # --- cloze rows ------------------------------------------------------------------------------
 
-class Row(NamedTuple):
-    tokens: list[int]
-    read: int  # the index of [MASK]; 0 = [CLS] for head "cls"; of a decoder's row its last token
-    label: int  # 0: the first response is the better one (alone: this is the chosen one)
-    cut: int  # user tokens that truncation took
-
-
-# (template, context) -> label words, and the row, whose pieces between the bars are each encoded in
-# one go. Those of `option` (the paper's text) hold one text at most, so the two orders are exact
-# mirrors. `choice` is the author's layout, with the digit of "Answer:  0" masked; the ids at its
-# seams are those that his checkpoints know.
+# (template, context) -> label words, and the row; each piece between bars is encoded in one go. In
+# `option` (the paper's text) it has one text at most, so the two orders are exact mirrors. `choice`
+# is the author's layout, the digit of "Answer:  0" masked, with the seams his checkpoints know.
 TEMPLATES = {
     ("option", "pair"): (" A", " B", "[CLS]|Instruction:| {prompt}| Option A:| {a}| Option B:| {b}"
                                      "| {question} The better option is|[MASK]|.|[SEP]"),
@@ -326,8 +300,7 @@ TEMPLATES = {
                                           "| {question} The answer is|[MASK]|.|[SEP]"),
     ("choice", "pair"): ("0", "1", "[CLS]|{question} Question: {prompt} Choice 0: {a}"
                                    "|[SEP]| Choice 1: {b}Answer:  |[MASK]|[SEP]")}
-# The {question}, by domain in the order of DOMAINS. `choice`: the prefixes of the author's best
-# large runs, and those of his runs on all domains.
+# {question} by domain, as in DOMAINS; of `choice` those of the author's best large runs, and of all
 QUESTIONS = {
     ("option", "pair"): ("Which option is more correct?", "Which option is safer?",
                          "Which option is better?"),
@@ -339,6 +312,13 @@ QUESTIONS = {
                         "programming accuracy.", "Determine the best response based on safety.",
                         "Which response is the most helpful, relevant, and correct?")}
 SPECIAL = ("[CLS]", "[SEP]", "[MASK]")
+
+
+class Row(NamedTuple):
+    tokens: list[int]
+    read: int  # the index of [MASK]; 0 = [CLS] for head "cls"; of a decoder's row its last token
+    label: int  # 0: the first response is the better one (alone: this is the chosen one)
+    cut: int  # user tokens that truncation took
 
 
 def load_tokenizer(folder):
@@ -373,8 +353,8 @@ class Format:
 
     def __post_init__(self):
         if (self.template, self.context) not in TEMPLATES:
-            known = ", ".join(map(" for ".join, TEMPLATES))
-            raise ValueError(f"no template {self.template} for context {self.context}: use {known}")
+            raise ValueError(f"no template {self.template} for context {self.context}: use "
+                             + ", ".join(map(" for ".join, TEMPLATES)))
         if self.head not in ("cloze", "cls") or self.domain not in (*DOMAINS, "all"):
             raise ValueError(f"no head {self.head}, domain {self.domain}: use cloze or cls; "
                              f"{', '.join(DOMAINS)} or all")
@@ -409,10 +389,10 @@ def cloze_rows(pairs, fmt, drop_long=False):
     A prompt that alone does not fit is an error, or a drop with drop_long."""
     layouts = [_layout(pair, fmt) for pair in pairs]
     # the rows of a call share most of their texts (both orders, best of n): encode each once
-    texts = list({"".join(piece): 0 for two in layouts for row in two for piece in row})
+    texts = [*{"".join(piece): 0 for two in layouts for row in two for piece in row}]
     encodings = fmt.tokenizer.encode_batch(texts, add_special_tokens=False)
-    ids = {text: (e.ids, [end for _, end in e.offsets])
-           for text, e in zip(texts, encodings, strict=True)}
+    ids = {text: (encoding.ids, [end for _, end in encoding.offsets])
+           for text, encoding in zip(texts, encodings, strict=True)}
     ids |= {token: ([fmt.tokenizer.token_to_id(token)], [0]) for token in SPECIAL}
     out, drops = [], Counter()
     for i, (pair, two) in enumerate(zip(pairs, layouts, strict=True)):
@@ -431,33 +411,31 @@ def cloze_rows(pairs, fmt, drop_long=False):
 def _row(pieces, label, ids, fmt):
     """One row from its encoded pieces, truncated if need be; None if the prompt does not fit.
     The longer response gives way first, down to the shorter; then both, down to a quarter of the
-    room each; then the prompt. Responses lose their end; the prompt its beginning, since the last
-    turn of a conversation is what is answered. The order of the responses makes no difference."""
-    tokens, spans = [], []  # spans: (start, end) of the user's texts, the prompt first
+    room each, whatever their order; then the prompt. Responses lose their end; the prompt its
+    beginning, since the last turn of a conversation is what is answered."""
+    parts, texts = [], []  # token ids; `texts` are those parts that the user wrote, prompt first
     for piece in pieces:
         new, ends = ids["".join(piece)]  # a token is of the text in which it ends
-        bounds = [len(tokens) + bisect_right(ends, stop) for stop in accumulate(map(len, piece))]
-        spans += zip(bounds[::2], bounds[1::2], strict=False)
-        tokens += new
-    length, (prompt, *responses) = len(tokens), (end - start for start, end in spans)
+        stops = (bisect_right(ends, stop) for stop in accumulate(map(len, piece)))
+        split = [new[start:stop] for start, stop in pairwise([0, *stops])]
+        parts += split
+        texts += split[1::2]
+    length, (prompt, *responses) = sum(map(len, parts)), map(len, texts)
     room = fmt.max_length - length + prompt + sum(responses)
     if prompt > room:
         return None
-    if length > fmt.max_length:
-        keep = min(prompt, room - sum(min(n, room // 4) for n in responses))
-        cap = max((room - keep) // len(responses), room - keep - min(responses))
-        for start, end in reversed(spans[1:]):  # from the back: earlier spans stay where they are
-            del tokens[start + cap:end]
-        del tokens[spans[0][0]:spans[0][1] - keep]
-    cut = length - len(tokens)
+    keep = min(prompt, room - sum(min(n, room // 4) for n in responses))
+    cap = max((room - keep) // len(responses), room - keep - min(responses))
+    del texts[0][:prompt - keep]
+    for response in texts[1:]:
+        del response[cap:]
+    tokens = [*chain.from_iterable(parts)]
     # no user text can hold the mask (see load_tokenizer), so this finds the template's
-    read = tokens.index(fmt.tokenizer.token_to_id("[MASK]"))
+    read, cut = tokens.index(fmt.tokenizer.token_to_id("[MASK]")), length - len(tokens)
     if fmt.causal:
         return Row(tokens[:read], read - 1, label, cut)
     return Row(tokens, 0 if fmt.head == "cls" else read, label, cut)
 
-
-# --- batches ---------------------------------------------------------------------------------
 
 class Batch(NamedTuple):
     tokens: torch.Tensor  # (T,)
@@ -468,12 +446,11 @@ class Batch(NamedTuple):
 
 def pack(rows, device="cpu"):
     """The rows end to end, without padding. `starts` stays on the CPU, where the model reads it."""
-    starts = [0, *accumulate(len(row.tokens) for row in rows)]
-    tokens = [token for row in rows for token in row.tokens]
-    read = [start + row.read for start, row in zip(starts, rows, strict=False)]
-    tokens, read, labels = (torch.tensor(column, dtype=torch.int64, device=device)
-                            for column in (tokens, read, [row.label for row in rows]))
-    return Batch(tokens, torch.tensor(starts), read, labels)
+    tokens, read, labels, _ = zip(*rows, strict=True)
+    starts = torch.tensor([0, *accumulate(map(len, tokens))])
+    read = (starts[:-1] + torch.tensor(read)).to(device)
+    tokens, labels = (torch.tensor(ids, device=device) for ids in ([*chain(*tokens)], labels))
+    return Batch(tokens, starts, read, labels)
 
 
 def deal(lengths, budget, parts=1):
@@ -494,13 +471,13 @@ def deal(lengths, budget, parts=1):
 def main(domain="reasoning", file=None):
     nano = Path(__file__).parent / "nano"
     fmt = Format(load_tokenizer(nano), domain=domain)
-    pair = open_pairs(file or nano / "pairs" / f"{domain}.train.jsonl", domain)[0]
+    pair = Pairs(file or nano / "pairs" / f"{domain}.train.jsonl", domain)[0]
     print(*(f"{field}: {value}" for field, value in pair._asdict().items()), sep="\n")
     for row in cloze_rows([pair], fmt)[0][0] or []:
         word = fmt.words[row.label]
         print(f"\n{len(row.tokens)} tokens, read at {row.read}, label {row.label} = "
-              f"{fmt.tokenizer.id_to_token(word)!r} (id {word})")
-        print(fmt.tokenizer.decode(row.tokens, skip_special_tokens=False), row.tokens, sep="\n")
+              f"{fmt.tokenizer.id_to_token(word)!r} (id {word})",
+              fmt.tokenizer.decode(row.tokens, skip_special_tokens=False), row.tokens, sep="\n")
 
 
 if __name__ == "__main__":

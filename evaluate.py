@@ -23,15 +23,14 @@ import math
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate, chain, combinations, groupby, islice, product
+from itertools import accumulate, chain, combinations, groupby, product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -56,16 +55,12 @@ class Item(NamedTuple):
     where: str = ""  # "FILE, line N", for errors
     tag: str = ""  # "kind:group": items of one group belong together (Ties)
     across: bool = False  # ask good against bad only, not all against all
+    odds: np.ndarray = None  # (k, k), of a judged item
 
-
-class Judged(NamedTuple):
-    item: Item  # without its texts, so that memory does not grow with them
-    prompt: int  # 64-bit key of the prompt
-    lengths: np.ndarray  # (k,) characters
-    odds: np.ndarray  # (k, k)
-
-
-# --- tables to numbers -----------------------------------------------------------------------
+    def meetings(self):
+        """The comparisons (i, j): of each good response with each bad one, or of all."""
+        n = range(len(self.responses))
+        return [*product(n[:self.good], n[self.good:])] if self.across else [*combinations(n, 2)]
 
 
 def win_table(odds):
@@ -89,13 +84,13 @@ COUNTS = ("comparisons", "right", "better is shorter", "right there", "both orde
           "first slot wins", "right in one order")
 
 
-def counts(j):
+def counts(item):
     """The COUNTS of an item, over each good response against each bad one. A tie is half right; in
     a row it is half a win of the first slot."""
-    good, bad = slice(j.item.good), slice(j.item.good, None)
-    first, second = np.sign(j.odds[good, bad]), -np.sign(j.odds[bad, good].T)  # 1, 0 or -1 for good
-    right = (1 + np.sign(j.odds - j.odds.T)[good, bad]) / 2
-    short = j.lengths[good, None] < j.lengths[bad]
+    good, sign, length = item.good, np.sign(item.odds), np.array([*map(len, item.responses)])
+    first, second = sign[:good, good:], -sign[good:, :good].T  # 1, 0 or -1 for the good one
+    right = (1 + np.sign(item.odds - item.odds.T)[:good, good:]) / 2
+    short = length[:good, None] < length[good:]
     return [right.size, right.sum(), short.sum(), right[short].sum(), (first == second).sum(),
             (2 + first - second).sum() / 4, (2 + first + second).sum() / 4]
 
@@ -103,33 +98,33 @@ def counts(j):
 def best_of(scores, good, n):
     """Chance that the top of n responses, drawn without replacement, is one of the first `good`;
     a tie for the top is drawn by lot. Exact, not sampled."""
-    hit = 0.0
-    for s in np.unique(scores):
+    hits = 0.0
+    for s in scores[:good]:
         lower, same = int((scores < s).sum()), int((scores == s).sum())
-        top = math.comb(lower + same, n) - math.comb(lower, n)  # draws whose top score is s
-        hit += top * int((scores[:good] == s).sum()) / same
-    return hit / math.comb(len(scores), n)
+        hits += (math.comb(lower + same, n) - math.comb(lower, n)) / same  # draws with s on top
+    return hits / math.comb(len(scores), n)
 
 
 # --- the benchmarks --------------------------------------------------------------------------
-# Two functions make one. VALUES: (Judged, {tag: Judged}) -> {name: number}; the mean of a name is
-# over the items that have it. LINES: names -> {title: {name: weight}}, the report's lines, weighted
-# means of those means (of the names that are there). The first line is the score.
+# One function each: judged items -> (of each item {name: number}, {title: {name: weight}}). The
+# mean of a name is over the items that have it. The titles are the report's lines: weighted means
+# of those means that are there; None stands for the mean of that name. The first is the score.
 
 
-def plain_lines(names):
-    return {name: {name: 1} for name in names}
+def pairs(items):
+    found = [dict.fromkeys(("all", item.subset or "all"), counts(item)[1]) for item in items]
+    return found, dict.fromkeys(chain(*found))
 
 
-def pair_values(j, _):
-    return dict.fromkeys(("all", j.item.subset or "all"), counts(j)[1])
-
-
-def bestofn_values(j, _):
+def best_of_n(items):
     """The right pick from all responses, and from 1, 2, 4, 8 ... drawn from them."""
-    sizes = {"all": len(j.odds), **{2**p: 2**p for p in range(len(j.odds).bit_length())}}
-    scores = strengths(j.odds)
-    return {f"the pick from {n}": best_of(scores, j.item.good, size) for n, size in sizes.items()}
+    found = []
+    for item in items:
+        k, scores = len(item.odds), strengths(item.odds)
+        found.append({"the pick from all": best_of(scores, item.good, k), **{
+            f"the pick from {2**p}": best_of(scores, item.good, 2**p)
+            for p in range(k.bit_length())}})
+    return found, dict.fromkeys(chain(*found))
 
 
 # A subset weighs as many as its rows, but math-prm's 447 count as 984, the rows of code.
@@ -146,18 +141,16 @@ SECTIONS = {
 RAW = "raw split, every row alike"  # as the paper's author counted
 
 
-def rewardbench_values(j, _):
-    name = RAW if j.item.subset.startswith("raw ") else j.item.subset
-    return {name: counts(j)[1] == 1}  # a tie is a loss
-
-
-def rewardbench_lines(names):
-    overall = {}  # the plain mean of the sections that are there
-    for weights in SECTIONS.values():
-        there = {s: weight for s, weight in weights.items() if s in names}
-        overall |= {s: weight / sum(there.values()) for s, weight in there.items()}
-    return {"overall (mean of the sections)": overall, RAW: {RAW: 1}, **SECTIONS,
-            **plain_lines(chain(*SECTIONS.values()))}
+def rewardbench(items):
+    """The plain mean of the sections, of the subsets that are there; a tie is a loss."""
+    found = [{RAW if item.subset.startswith("raw ") else item.subset: counts(item)[1] == 1}
+             for item in items]
+    names, overall = set(chain(*found)), {}
+    for section in SECTIONS.values():
+        there = section.keys() & names
+        overall |= {subset: section[subset] / sum(map(section.get, there)) for subset in there}
+    return found, {"overall (mean of the sections)": overall, RAW: None, **SECTIONS,
+                   **dict.fromkeys(chain(*SECTIONS.values()))}
 
 
 # A twentieth of the tanh stands in the last part, so that 0.2 of that are the formula's 0.01.
@@ -165,73 +158,158 @@ TIES = {"Ties, right of several": 0.3, "Ties, right of one": 0.3, "Ties, gap abo
         "Ties, smaller gap above spread": 0.2}
 
 
-def rewardbench2_values(j, by_tag):
-    """Best of four, shared by those tied for the top. Of Ties, a prompt with several right answers
-    ("tied:k") and its partner with one ("ref:k"): gap = worst right - best wrong, spread = best
-    right - worst right."""
-    def gap(j):
-        return levels(j.odds)[:j.item.good].min() - levels(j.odds)[j.item.good:].max()
-
-    kind, _, group = j.item.tag.partition(":")
-    if not group:
-        return {j.item.subset: best_of(strengths(j.odds), j.item.good, len(j.odds))}
-    several, one, above, smaller = TIES
-    if kind == "ref":
-        return {one: gap(j) > 0}
-    spread = np.ptp(levels(j.odds)[:j.item.good])
-    least = min(gap(j), gap(by_tag.get(f"ref:{group}", j)))  # --limit can leave the partner out
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bonus = np.nan_to_num(np.tanh(least / spread - 1))
-    return {several: gap(j) > 0, above: gap(j) > spread, smaller: (least > spread) + bonus / 20}
-
-
-def rewardbench2_lines(names):
-    """The plain mean of the subsets; the Ties by their formula, whose maximum is 1.01."""
-    subsets = dict.fromkeys([name for name in names if name not in TIES], 1)
-    return {"overall (mean of the subsets)": subsets | TIES, **plain_lines(subsets), "Ties": TIES,
-            **plain_lines(TIES)}
+@np.errstate(divide="ignore", invalid="ignore")
+def rewardbench2(items):
+    """The plain mean of the subsets: best of four, shared by those tied for the top; and the Ties,
+    whose maximum is 1.01. There a prompt has several right answers ("tied:k") and its partner one
+    ("ref:k"): gap = worst right - best wrong, spread = best right - worst right."""
+    found, (several, one, above, smaller) = [], TIES
+    sides = [np.split(levels(item.odds), [item.good]) for item in items]
+    gaps = {item.tag: right.min() - wrong.max()
+            for item, (right, wrong) in zip(items, sides, strict=True)}
+    for item, (right, _) in zip(items, sides, strict=True):
+        kind, _, group = item.tag.partition(":")
+        gap, spread = gaps[item.tag], np.ptp(right)
+        least = min(gap, gaps.get(f"ref:{group}", gap))  # --limit can leave the partner out
+        bonus = np.nan_to_num(np.tanh(least / spread - 1)) / 20
+        found.append({several: gap > 0, above: gap > spread, smaller: (least > spread) + bonus}
+                     if kind == "tied" else {one: gap > 0} if kind == "ref" else
+                     {item.subset: best_of(strengths(item.odds), item.good, len(item.odds))})
+    subsets = dict.fromkeys((name for name in chain(*found) if name not in TIES), 1)
+    return found, {"overall (mean of the subsets)": subsets | TIES, **dict.fromkeys(subsets),
+                   "Ties": TIES, **dict.fromkeys(TIES)}
 
 
-def rmbench_values(j, _):
+def rmbench(items):
     """The 3 x 3 matrix: does the better response in style r win over the worse one in style c (0
-    concise, 1 detailed, 2 markdown)? Easy is where the better one has the fancier style."""
-    domain = j.item.subset.partition("-")[0]  # both parts of safety are one
-    win = (j.odds > j.odds.T)[:3, 3:]  # a tie is a loss
-    return {f"{domain}, {('normal', 'easy', 'hard')[np.sign(r - c)]}, style {r} over {c}": win[r, c]
-            for r, c in product(range(3), repeat=2)}
-
-
-def rmbench_lines(names):
-    """Plain means: of the three cells of a level, of the levels, of the domains."""
+    concise, 1 detailed, 2 markdown)? A tie is a loss; easy is where the better one has the fancier
+    style. Plain means: of the three cells of a level, of the levels, of the domains."""
+    found = []
+    for item in items:
+        domain, win = item.subset.partition("-")[0], item.odds > item.odds.T  # one domain safety
+        found.append({f"{domain}, {('normal', 'easy', 'hard')[np.sign(r - c)]}, style {r} over {c}":
+                      win[r, 3 + c] for r, c in product(range(3), repeat=2)})
+    names = dict.fromkeys(chain(*found), 1)
     domains, _, styles = zip(*(name.split(", ") for name in names), strict=True)
-    both = [name.rpartition(", ")[0] for name in names]  # domain and level
-    titles = ["easy", "normal", "hard", *domains, *both, *styles]
-    return {"overall (mean of the domains)": dict.fromkeys(names, 1),
-            **{title: {name: 1 for name in names if title in name} for title in titles}}
+    both = (name.rpartition(", ")[0] for name in names)  # domain and level
+    titles = "easy", "normal", "hard", *domains, *both, *styles
+    return found, {"overall (mean of the domains)": names, **{
+        title: {name: 1 for name in names if title in name} for title in titles}}
 
 
-def judgebench_values(j, _):
+def judgebench(items):
     """Two games, each 1, 0 or -1, whose sum must be positive; and the mean of both orders."""
-    split, games = j.item.subset.partition(":")[0], counts(j)[6] > 0.5
-    return {f"{split}: two games": games, f"{split}: orders averaged": counts(j)[1],
-            j.item.subset: games}
+    found = []
+    for item in items:
+        split, games = item.subset.partition(":")[0], counts(item)[6] > 0.5
+        found.append({f"{split}: two games": games, f"{split}: orders averaged": counts(item)[1],
+                      item.subset: games})
+    return found, dict.fromkeys(sorted(chain(*found), reverse=True))  # gpt first, two games first
 
 
-def judgebench_lines(names):
-    return plain_lines(sorted(names, reverse=True))  # gpt before claude, two games first
+BENCHES = {  # function, repository, files
+    "rewardbench": (rewardbench, "allenai/reward-bench", ("data/filtered-", "data/raw-")),
+    "rewardbench2": (rewardbench2, "allenai/reward-bench-2", ("data/test-",)),
+    "rmbench": (rmbench, "THU-KEG/RM-Bench", ("total_dataset.json",)),
+    "judgebench": (judgebench, "ScalerLab/JudgeBench", ("data/gpt-", "data/claude-"))}
+FORMS = {"pairs": pairs, "pairs without a prompt": pairs, "best of n": best_of_n,  # own files
+         "3 x 3 styles": rmbench}
+STYLES = ("chat", "code", "math", "safety-refuse", "safety-response")  # RM-Bench's domains
+DOMAIN = {  # whose question a model for all domains is asked; of all other subsets chat's
+    **dict.fromkeys([*SECTIONS["Safety"], "Safety", *STYLES[3:]], "safety"),
+    **dict.fromkeys([*SECTIONS["Reasoning"], "Math", *STYLES[1:3]], "reasoning")}
 
 
-BENCHES = {  # values, lines, repository, files
-    "rewardbench": (rewardbench_values, rewardbench_lines, "allenai/reward-bench",
-                    ("data/filtered-", "data/raw-")),
-    "rewardbench2": (rewardbench2_values, rewardbench2_lines, "allenai/reward-bench-2",
-                     ("data/test-",)),
-    "rmbench": (rmbench_values, rmbench_lines, "THU-KEG/RM-Bench", ("total_dataset.json",)),
-    "judgebench": (judgebench_values, judgebench_lines, "ScalerLab/JudgeBench",
-                   ("data/gpt-", "data/claude-"))}
-FORMS = {  # own files
-    **dict.fromkeys(("pairs", "pairs without a prompt"), (pair_values, plain_lines)),
-    "best of n": (bestofn_values, plain_lines), "3 x 3 styles": BENCHES["rmbench"]}
+def open_data(name, limit=0):
+    """(function, number of items, function that yields them, revision) of a benchmark or a file of
+    JSON lines. A file is checked whole now and read again while judging, so memory does not grow
+    with it. With a limit that many items, evenly spread."""
+    held = []
+    if name in BENCHES:
+        bench, repo, files = BENCHES[name]
+        found = {file: data.hub_rows(repo, file) for file in files}
+        held = [to_item(row, repo, file) for file in files for row in found[file][1]]
+
+    def rows():
+        return held or (to_item(row, f"{name}, line {line}") for line, row in data.read_rows(name))
+
+    def items():
+        chosen = (item for i, (_, item) in enumerate(rows()) if i in picked)
+        # RewardBench's filtered rows are raw rows too: side by side in a window, asked once
+        return sorted(chosen, key=lambda item: item[:2]) if held else chosen
+
+    first, n = "", 0
+    for n, (form, item) in enumerate(rows(), 1):  # noqa: B007
+        if form != (first := first or form):
+            raise ValueError(f"{item.where}: {form}, after lines of {first}: keep to one form")
+    if not n:
+        raise ValueError(f"{name}: empty: give JSON lines with prompt, chosen and rejected")
+    k = min(limit or n, n)
+    picked = {i * n // k for i in range(k)} if k < n else range(n)
+    if held:
+        return bench, k, items, f"{repo} at {found[files[0]][0]}"
+    return FORMS[first], k, items, revision(Path(name))
+
+
+def to_item(row, where, file=""):
+    """(form, item) of a row: a pair; or best of n, `chosen` and `rejected` being lists of strings;
+    or RM-Bench's 3 x 3 styles, lists of three with an id such as "safety-refuse/3099". The rows of
+    the benchmarks' files are made such rows first."""
+    if file and "question" in row:  # JudgeBench
+        sides = ("response_A", "response_B")[::1 if row["label"] == "A>B" else -1]
+        source = re.match("mmlu-pro|livebench-[a-z]+|[a-z]*", row["source"])[0]
+        row = {"prompt": row["question"], "chosen": row[sides[0]], "rejected": row[sides[1]],
+               "subset": f"{file[5:-1]}: {source}", "domain": "reasoning"}
+    elif file and "subset" not in row:  # RM-Bench
+        row = {**row, "id": f"{row['domain']}/", "domain": ""}
+    elif file:
+        row = {**row, "subset": "raw " * ("raw" in file) + row["subset"],
+               "domain": DOMAIN.get(row["subset"], "chat")}
+    sides = [row.get("chosen"), row.get("rejected")]
+    if not any(map(texts, sides)):
+        pair = data.to_pair(row, where)
+        item = Item(pair.prompt, pair[1:3], 1, pair.subset, pair.domain, where)
+        return "pairs" if "prompt" in row else "pairs without a prompt", item
+    sides = [[side] if isinstance(side, str) else side for side in sides]
+    if not all(map(texts, sides)):
+        raise ValueError(f"{where}: chosen and rejected: give lists of strings, none empty")
+    pair = data.to_pair({"prompt": None, **row, "chosen": "", "rejected": ""}, where)
+    tag, style = str(row.get("id")), str(row.get("id")).partition("/")[0]
+    item = Item(pair.prompt, tuple(map(data.clean, sum(sides, []))), len(sides[0]), pair.subset,
+                pair.domain, where, tag * (pair.subset == "Ties"))
+    if style not in STYLES or [*map(len, sides)] != [3, 3]:
+        return "best of n", item
+    item = item._replace(subset=style, domain=DOMAIN.get(style, "chat"), across=True)
+    return "3 x 3 styles", item
+
+
+def items_of(prompts, lists, domains):
+    lists, domains = [*lists], [domains] * len(prompts) if isinstance(domains, str) else domains
+    if not len(prompts) == len(lists) == len(domains) or not all(map(texts, lists)):
+        raise ValueError("give as many responses (strings), or lists of them, none empty, and "
+                         f"domains as prompts, of which there are {len(prompts)}")
+    return [Item(data.to_text(prompt, "the prompt"), tuple(map(data.clean, r)), domain=domain)
+            for prompt, r, domain in zip(prompts, lists, domains, strict=True)]
+
+
+def texts(side):
+    return isinstance(side, (list, tuple)) and side and all(isinstance(x, str) for x in side)
+
+
+def revision(path):
+    """The Hub's commit of a cached snapshot, else the sha256 of the weights, or of the file."""
+    if path.parent.name == "snapshots":
+        return path.name
+    return ", ".join(f"sha256 {hashlib.sha256(np.memmap(file, mode='r')).hexdigest()[:16]}"
+                     for file in sorted(path.glob("*.safetensors")) or [path])
+
+
+def read_json(path):
+    """What a JSON file holds; {} where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}): make it anew") from None
 
 
 # --- the judge -------------------------------------------------------------------------------
@@ -275,8 +353,8 @@ class RewardModel:
                  **{key: value for key, value in flags.items() if value is not None}}
         if shown["max_length"] > most:
             raise ValueError(f"--max-length {shown['max_length']}: {name} ends at {most} tokens")
-        own = folder if (folder / "tokenizer.json").is_file() else base
-        fmt = data.Format(data.load_tokenizer(own), **shown, causal=model.config.causal)
+        tokenizer = data.load_tokenizer(folder if (folder / "tokenizer.json").is_file() else base)
+        fmt = data.Format(tokenizer, **shown, causal=model.config.causal)
         device, compute, reason = tinyrm.pick_device(device, dtype)
         about = {"model": str(name), "parameters": sum(p.numel() for p in model.parameters()),
                  "weights": " + ".join(dict.fromkeys(map(revision, (base, folder)))),
@@ -285,65 +363,71 @@ class RewardModel:
         return cls(model.dtype_(compute).to(device).eval(), fmt, device, about)
 
     def compare(self, prompt, a, b, domains="", drop_long=False):
-        """P(a is the better response), the mean of both orders; of lists, a list. `domains`: whose
-        question a model for all domains is asked. A prompt that cannot fit is a ValueError, or 1/2
-        with drop_long."""
+        """P(a is better), the mean of both orders; of lists, a list. `domains`: whose question a
+        model for all is asked. A prompt that cannot fit is a ValueError, or 1/2 with drop_long."""
         one = isinstance(a, str)
         prompt, a, b = ([prompt], [a], [b]) if one else (prompt, a, b)
         items = items_of(prompt, zip(a, b, strict=True), domains)
-        out = [float(win_table(j.odds)[0, 1]) for j in self.judge(items, drop_long)]
+        out = [float(win_table(item.odds)[0, 1]) for item in self.judge(items, drop_long)]
         return out[0] if one else out
 
     def rank(self, prompt, responses, domains=""):
-        """The responses best first, as `Ranked`; of lists, a list. k responses take k (k - 1) / 2
-        comparisons in both orders (context "single": k scores). The order in which they come makes
-        no difference, and equals share a rank."""
-        one = all(isinstance(r, str) for r in responses)
+        """The responses best first, as `Ranked`; of lists, a list. Of k responses all k (k - 1) / 2
+        pairs are compared (context "single": k scored). In what order they come does not matter."""
+        one, out = all(isinstance(r, str) for r in responses), []
         prompt, responses = ([prompt], [responses]) if one else (prompt, responses)
-        items, out = items_of(prompt, responses, domains), []
-        for item, j in zip(items, self.judge(items), strict=True):
-            win, score = strengths(j.odds), np.diag(j.odds) if self.single else levels(j.odds)
-            best = sorted(range(len(win)), key=lambda i: (-win[i], item.responses[i]))
-            out.append([Ranked(1 + int((win > win[i]).sum()), i, item.responses[i], float(win[i]),
-                               float(score[i])) for i in best])
+        for item in self.judge(items_of(prompt, responses, domains)):
+            win = strengths(item.odds)
+            score = np.diag(item.odds) if self.single else levels(item.odds)
+            ranked = [Ranked(1 + int((win > win[i]).sum()), i, text, float(win[i]), float(score[i]))
+                      for i, text in enumerate(item.responses)]
+            out.append(sorted(ranked, key=lambda r: (r.rank, r.response)))
         return out[0] if one else out
 
     def judge(self, items, drop_long=False):
-        """Items in, Judged out, in the same order. A thread tokenises the next window while the
-        encoder works on this one. Responses that make the same row, and with drop_long those of a
-        prompt that cannot fit, are a tie that is not asked."""
+        """The items with their odds. A thread tokenises a window ahead of the encoder. Responses
+        that make the same row, or with drop_long a prompt that cannot fit, tie without asking."""
         items = iter(items)
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(self._window, items, drop_long)
             while window := ahead.result():
                 ahead = pool.submit(self._window, items, drop_long)
-                yield from self._finish(window)
+                found = self._ask([row for _, rows in window for row in rows.values()])
+                for item, rows in window:
+                    odds = np.zeros((len(item.responses),) * 2)
+                    for at, row in rows.items():
+                        odds[at] = found[tuple(row.tokens)]
+                    if self.single:
+                        s = np.diag(odds)
+                        odds = s[:, None] - s + np.diag(s)
+                    yield item._replace(odds=odds)
 
     def _window(self, items, drop_long):
-        """The next items, as [(item, comparisons, their rows)]. Context "single": i = j."""
-        taken, pairs = [], []
+        """The next items, each with {(i, j): the row that shows i first}. Context "single": i = j,
+        and a second response only makes the pair whole; its row is left out."""
+        window, asked, pairs = [], [], []
         for item in items:
-            r = item.responses
-            meet = [(i, i) for i in range(len(r))] if self.single else meetings(item, len(r))
-            # a response alone gets a second one that differs from it, whose row is not used
-            pairs += [data.Pair(item.prompt, r[i], r[j] if i != j else "" if r[i] else "-", "",
-                                item.domain, item.where) for i, j in meet]
-            taken.append((item, meet))
+            r, rows = item.responses, {}
+            for i, j in [(i, i) for i in range(len(r))] if self.single else item.meetings():
+                other = r[j] if i != j else "" if r[i] else "-"
+                pairs.append(data.Pair(item.prompt, r[i], other, "", item.domain, item.where))
+                asked.append((rows, [(i, j), (j, i)][:1 if self.single else 2]))
+            window.append((item, rows))
             if len(pairs) >= WINDOW:
                 break
-        rows, drops = data.cloze_rows(pairs, self.fmt, drop_long)
-        rows = [(two or [])[:1 if self.single else 2] for two in rows]
-        cut = sum(row.cut > 0 for row in chain(*rows))
-        self.seen.update({"rows": sum(map(len, rows)), "truncated rows": cut, **drops})
-        rows = iter(rows)
-        return [(item, meet, [*islice(rows, len(meet))]) for item, meet in taken]
+        both, drops = data.cloze_rows(pairs, self.fmt, drop_long)
+        for (rows, slots), two in zip(asked, both, strict=True):
+            rows.update(zip(slots, two or [], strict=False))
+        cuts = [row.cut > 0 for _, rows in window for row in rows.values()]
+        self.seen.update({"rows": len(cuts), "truncated rows": sum(cuts), **drops})
+        return window
 
-    def _finish(self, window):
-        """The window's items, Judged. Equal rows are asked once, and in an order of their own: no
-        score depends on that of the items. It is by length, as on the CPU equally long neighbours
-        share one attention call."""
-        rows = {tuple(row.tokens): row for _, _, pairs in window for row in chain(*pairs)}
-        order, found = sorted(rows, key=lambda tokens: (len(tokens), tokens)), {}
+    def _ask(self, rows):
+        """{tokens: log-odds}. Equal rows are asked once, and in an order of their own: no score
+        depends on that of the items. By length, as on the CPU equally long neighbours share an
+        attention call."""
+        rows, found = {tuple(row.tokens): row for row in rows}, {}
+        order = sorted(rows, key=lambda tokens: (len(tokens), tokens))
         words = torch.tensor(self.fmt.words, device=self.device)  # head "cls" has its own two
         for _, batch in groupby(zip(order, accumulate(map(len, order)), strict=True),
                                 key=lambda pair: pair[1] // BUDGET[self.device.type]):
@@ -357,204 +441,69 @@ class RewardModel:
             self.spent.update(rows=len(keys), tokens=len(tokens),
                               seconds=time.perf_counter() - began,
                               flops=flops(self.model.config, starts.diff().tolist(), self.device))
-        for item, meet, pairs in window:
-            odds = np.zeros((len(item.responses), len(item.responses)))
-            for (i, j), pair in zip(meet, pairs, strict=True):
-                z = [found[tuple(row.tokens)] for row in pair] or [0.0]
-                odds[i, j], odds[j, i] = z[0], z[-1]
-            if self.single:
-                s = np.diag(odds)
-                odds = s[:, None] - s + np.diag(s)
-            bare = item._replace(prompt="", responses=(), where="")
-            yield Judged(bare, data.prompt_key(item.prompt),
-                         np.array([len(text) for text in item.responses]), odds)
+        return found
 
 
-def meetings(item, k):
-    """The comparisons of an item with k responses: of each good with each bad one, or of all."""
-    good = range(item.good)
-    return [*product(good, range(item.good, k))] if item.across else [*combinations(range(k), 2)]
-
-
-def items_of(prompts, lists, domains):
-    lists, domains = [*lists], [domains] * len(prompts) if isinstance(domains, str) else domains
-    if not len(prompts) == len(lists) == len(domains) or not all(map(texts, lists)):
-        raise ValueError("give as many responses (strings), or lists of them, none empty, and "
-                         f"domains as prompts, of which there are {len(prompts)}")
-    return [Item(data.to_text(prompt, "the prompt"), tuple(map(data.clean, r)), domain=domain)
-            for prompt, r, domain in zip(prompts, lists, domains, strict=True)]
-
-
-def texts(side):
-    return isinstance(side, (list, tuple)) and side and all(isinstance(x, str) for x in side)
-
-
-def read_json(path):
-    """What a JSON file holds; {} where there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}): make it anew") from None
-
-
-def revision(path):
-    """The Hub's commit of a cached snapshot, else the sha256 of the weights, or of the file."""
-    if path.parent.name == "snapshots":
-        return path.name
-    said = []
-    for file in sorted(path.glob("*.safetensors")) or [path]:
-        with open(file, "rb") as stream:
-            said.append("sha256 " + hashlib.file_digest(stream, "sha256").hexdigest()[:16])
-    return ", ".join(said)
-
-
-# --- data ------------------------------------------------------------------------------------
-
-STYLES = ("chat", "code", "math", "safety-refuse", "safety-response")  # RM-Bench's domains
-DOMAIN = {  # whose question a model for all domains is asked; of all other subsets chat's
-    **dict.fromkeys([*SECTIONS["Safety"], "Safety", "safety-refuse", "safety-response"], "safety"),
-    **dict.fromkeys([*SECTIONS["Reasoning"], "Math", "math", "code"], "reasoning")}
-
-
-def open_data(name, limit=0):
-    """(bench, number of items, function to items, revision) of a benchmark or a JSON lines file,
-    all of which is checked now, and read again while judging. Of a limit, items evenly spread."""
-    def items():
-        return (to_item(row, f"{name}, line {line}") for line, row in data.read_rows(name))
-
-    def spread(n):
-        k = min(limit or n, n)
-        return {i * n // k for i in range(k)} if k < n else range(n)
-
-    if name in BENCHES:
-        _, _, repo, files = BENCHES[name]
-        found = {file: data.hub_rows(repo, file) for file in files}
-        rows = [to_item(hub_row(file, row), repo)[1] for file in files for row in found[file][1]]
-        # RewardBench's filtered rows are raw rows too: side by side in a window, asked once
-        rows = sorted((rows[i] for i in spread(len(rows))), key=lambda item: item[:2])
-        return BENCHES[name], len(rows), lambda: rows, f"{repo} at {found[files[0]][0]}"
-    form, count = None, 0
-    for count, (kind, item) in enumerate(items(), 1):  # noqa: B007
-        form = form or kind
-        if kind != form:
-            raise ValueError(f"{item.where}: {kind}, after lines of {form}: keep to one form")
-    if not count:
-        raise ValueError(f"{name}: empty: give JSON lines with prompt, chosen and rejected")
-    picked = spread(count)
-    return FORMS[form], len(picked), lambda: (
-        item for i, (_, item) in enumerate(items()) if i in picked), revision(Path(name))
-
-
-def hub_row(file, row):
-    """A benchmark's row as one of an own file."""
-    if "question" in row:  # JudgeBench
-        sides = ("response_A", "response_B")[::1 if row["label"] == "A>B" else -1]
-        source = re.match("mmlu-pro|livebench-[a-z]+|[a-z]*", row["source"])[0]
-        return {"prompt": row["question"], "chosen": row[sides[0]], "rejected": row[sides[1]],
-                "subset": f"{file[5:-1]}: {source}", "domain": "reasoning"}
-    if "subset" not in row:  # RM-Bench
-        return {**row, "id": f"{row['domain']}/", "domain": ""}
-    return {**row, "subset": "raw " * ("raw" in file) + row["subset"],
-            "domain": DOMAIN.get(row["subset"], "chat")}
-
-
-def to_item(row, where):
-    """(form, item) of a row: a pair; or best of n, `chosen` and `rejected` being lists of strings;
-    or RM-Bench's 3 x 3 styles, lists of three with an id such as "safety-refuse/3099"."""
-    sides = [row.get("chosen"), row.get("rejected")]
-    if not any(map(texts, sides)):
-        pair = data.to_pair(row, where)
-        item = Item(pair.prompt, pair[1:3], 1, pair.subset, pair.domain, where)
-        return "pairs" if "prompt" in row else "pairs without a prompt", item
-    sides = [[side] if isinstance(side, str) else side for side in sides]
-    if not all(map(texts, sides)):
-        raise ValueError(f"{where}: chosen and rejected: give lists of strings, none empty")
-    pair = data.to_pair({"prompt": None, **row, "chosen": "", "rejected": ""}, where)
-    style, tag = str(row.get("id")).partition("/")[0], str(row.get("id")) * (pair.subset == "Ties")
-    item = Item(pair.prompt, tuple(map(data.clean, sum(sides, []))), len(sides[0]), pair.subset,
-                pair.domain, where, tag)
-    if style in STYLES and [*map(len, sides)] == [3, 3]:
-        domain = DOMAIN.get(style, "chat")
-        return "3 x 3 styles", item._replace(subset=style, domain=domain, across=True)
-    return "best of n", item
-
-
-# --- the report ------------------------------------------------------------------------------
-
-
-def report(bench, judged):
-    """What results.json says of one model and benchmark, and "draws" (RESAMPLES, lines). Intervals
-    are of these, bootstrap samples of whole prompts, or groups of a tag; a mean is over those items
-    in a sample that have its name."""
-    def table(change):
-        by_tag = {j.item.tag: change(j) for j in judged if j.item.tag}
-        found = [bench[0](change(j), by_tag) for j in judged]
-        names = [*dict.fromkeys(chain(*found))]
-        return names, np.array([[v.get(name, np.nan) for name in names] for v in found], float)
-
-    def scores(table, drawn):  # (lines,)
+@np.errstate(invalid="ignore")
+def report(bench, items, first=None):
+    """(what results.json says of bare items; scores (1 + RESAMPLES, lines) of all of them, and of
+    bootstrap samples of whole prompts, or groups of a tag). `first`: another model's scores on the
+    same data; as the bootstrap is seeded, the same prompts were drawn: "difference" is paired."""
+    def scores(table, drawn):  # (lines,) nan where a sample has nothing of a line
         n, total = drawn[unit] @ ~np.isnan(table), drawn[unit] @ np.nan_to_num(table)
-        with np.errstate(invalid="ignore"):  # nan where a sample has nothing of a line
-            return total / np.maximum(n, 1) @ weights / ((n > 0) @ weights)
+        return total / np.maximum(n, 1) @ weights / ((n > 0) @ weights)
 
-    known, random = {}, np.random.default_rng(0)
-    unit = np.array([known.setdefault(j.item.tag.partition(":")[2] or j.prompt, len(known))
-                     for j in judged])  # an array, as indexing by a list would convert it each time
-    names, ours = table(lambda j: j)
-    longer = table(lambda j: j._replace(odds=np.subtract.outer(j.lengths, j.lengths)))[1]
-    lines = {title: w for title, w in bench[1](names).items() if not w.keys().isdisjoint(names)}
+    def interval(draws):  # of all items, and 95 % of the samples
+        return [draws[0], *np.nanpercentile(draws[1:], [2.5, 97.5], axis=0)]
+
+    found, lines = bench(items)
+    longer = [item._replace(odds=np.subtract.outer(n := [*map(len, item.responses)], n))
+              for item in items]
+    names = [*dict.fromkeys(chain(*found))]
+    ours, theirs = (np.array([[of.get(name, np.nan) for name in names] for of in table], float)
+                    for table in (found, bench(longer)[0]))
+    lines = {title: w or {title: 1} for title, w in lines.items()}
+    lines = {title: w for title, w in lines.items() if w.keys() & names}
     weights = np.array([[w.get(name, 0) for w in lines.values()] for name in names])
-    u = len(known)
-    draws = np.array([scores(ours, np.bincount(random.integers(u, size=u), minlength=u))
-                      for _ in range(RESAMPLES)])
-    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
+    keys = [item.tag.partition(":")[2] or item.prompt for item in items]
+    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    unit, u, random = np.array([*map(number.get, keys)]), len(number), np.random.default_rng(0)
+    samples = (np.bincount(random.integers(u, size=u), minlength=u) for _ in range(RESAMPLES))
+    draws = np.array([scores(ours, drawn) for drawn in chain([np.ones(u)], samples)])
     has = (~np.isnan(ours) @ weights > 0).T  # (lines, items)
-    sums = has @ np.fromiter(map(counts, judged), np.dtype((float, len(COUNTS))))
-    columns = {"score": scores(ours, np.ones(u)), "low": low, "high": high, "n": has.sum(1),
-               "longer wins": scores(longer, np.ones(u)), **dict(zip(COUNTS, sums.T, strict=True))}
-    rows = [{"name": title, **{key: column[i].item() for key, column in columns.items()}}
+    keys = "score", "low", "high", "n", "longer wins", *COUNTS
+    columns = dict(zip(keys, [*interval(draws), has.sum(1), scores(theirs, np.ones(u)),
+                              *(has @ np.array([*map(counts, items)], float)).T], strict=True))
+    if first is not None:
+        columns["difference"] = np.transpose(interval(draws - first))
+    rows = [{"name": title, **{key: column[i].tolist() for key, column in columns.items()}}
             for i, title in enumerate(lines)]
-    return {**{key: rows[0][key] for key in ("score", "low", "high", "n")}, "prompts": u,
-            "lines": rows, "draws": draws}
-
-
-def differences(reports):
-    """Give each line of a later model its "difference" to the first one's on the same data, and
-    the 95 % interval. They are paired: as the bootstrap is seeded, both drew the same prompts."""
-    first = {}
-    for r in reports:
-        draws = r.pop("draws")
-        base, lines = first.setdefault(r["data"], (draws, r["lines"]))
-        for line, other, drawn in zip(r["lines"], lines, (draws - base).T, strict=True):
-            if line is not other:
-                line["difference"] = [line["score"] - other["score"],
-                                      *np.nanpercentile(drawn, [2.5, 97.5]).tolist()]
+    return {**{key: rows[0][key] for key in keys[:4]}, "prompts": u, "lines": rows}, draws
 
 
 def show(reports):
     """A table of all data in rows and all models in columns: score [95 % interval], and accuracy
     where the better one is the shorter. Of several data the first lines; of one report all."""
-    found = {(r["data"], r["model"]): r["lines"] for r in reports}
-    files, models = (dict.fromkeys(keys) for keys in zip(*found, strict=True))
+    files, models = ([*dict.fromkeys(r[key] for r in reports)] for key in ("data", "model"))
     text = ["", f"{'':42}" + "".join(f"{model[-26:]:>28}" for model in models),
             f"{'':42}" + f"{'score [95 %]  if shorter':>28}" * len(models) + "  longer wins      n"]
     for file in files:
-        rows = zip(*(found[file, model] for model in models), strict=True)
-        for i, row in enumerate(islice(rows, 1 if len(files) > 1 else None)):
-            short = (f"{x['right there'] / x['better is shorter']:.3f}" if x["better is shorter"]
-                     else "-" for x in row)  # "-": the better one never is the shorter
-            cells = (f"{x['score']:.3f} [{x['low']:.3f} {x['high']:.3f}] {part:>6}"
-                     for x, part in zip(row, short, strict=True))
-            text.append(f"{Path(file).stem[:14] + ': ' + row[0]['name']:42.42}"
-                        + "".join(f"{cell:>28}" for cell in cells)
-                        + f"{row[0]['longer wins']:13.3f}{row[0]['n']:7,}")
-            if i == 0 and "difference" in row[-1]:
+        rows = [*zip(*(r["lines"] for r in reports if r["data"] == file), strict=True)]
+        for row in rows if len(files) == 1 else rows[:1]:
+            line = f"{Path(file).stem[:14] + ': ' + row[0]['name']:42.42}"
+            for x in row:
+                short = x["better is shorter"]  # "-": it never is
+                part = f"{x['right there'] / short:.3f}" if short else "-"
+                cell = f"{x['score']:.3f} [{x['low']:.3f} {x['high']:.3f}] {part:>6}"
+                line += f"{cell:>28}"
+            text.append(f"{line}{row[0]['longer wins']:13.3f}{row[0]['n']:7,}")
+            if row is rows[0] and len(row) > 1:
                 text.append(f"{'    less that of the first model':70}" + "".join(
                     "{:+.3f} [{:+.3f} {:+.3f}]      ".format(*x["difference"]) for x in row[1:]))
     if len(reports) == 1:
         (r,), top = reports, reports[0]["lines"][0]
-        text.append(f"{r['prompts']:,} prompts, "
-                    + ", ".join(f"{n:,} {what}" for what, n in r["seen"].items()))
+        seen = ", ".join(f"{n:,} {what}" for what, n in r["seen"].items())
+        text.append(f"{r['prompts']:,} prompts, {seen}")
         if r["format"]["context"] == "pair":
             text.append(", ".join(f"{key} {top[key] / top['comparisons']:.3f}" for key in (
                 "both orders agree", "first slot wins", "right in one order", "right")))
@@ -562,14 +511,10 @@ def show(reports):
     return "\n".join(text)
 
 
-# --- cost ------------------------------------------------------------------------------------
-
-
 def flops(config, sizes, device):
     """FLOPs, two a multiply-add, of products and attention in tinyrm.py for rows of these sizes:
     the last layer's queries, output and MLP for one position a row, the decoder for two words.
-    Local attention: the window on CUDA, blocks of queries over their neighbours elsewhere. What
-    a decoder masks within these is counted too."""
+    Local attention: the window on CUDA, else blocks of queries, with what a decoder masks there."""
     d, f, w, total = config.hidden_size, config.intermediate_size, config.window, sum(sizes)
     square = near = sum(n * n for n in sizes)
     if device.type == "cuda":
@@ -596,18 +541,12 @@ def cost(rm, seconds):
     """What was measured in this run, counted for it, and said by the paper's formula."""
     c, spent, parameters = rm.model.config, rm.spent, rm.about["parameters"]
     unit, n = ("response", spent["rows"]) if rm.single else ("pair", spent["rows"] / 2)
-    if rm.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(rm.device)
-    else:
-        import resource  # not on Windows
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak *= 1 if sys.platform == "darwin" else 1024
-    paper = paper_flops(c.hidden_size, c.num_hidden_layers, c.num_attention_heads,
-                        c.intermediate_size) * spent["tokens"] / n
+    paper = spent["tokens"] / n * paper_flops(c.hidden_size, c.num_hidden_layers,
+                                              c.num_attention_heads, c.intermediate_size)
     return {f"{unit}s a second": n / seconds, "tokens a second": spent["tokens"] / seconds,
             f"tokens a {unit}": spent["tokens"] / n, "seconds": seconds,
-            "share of them in the encoder": spent["seconds"] / seconds, "peak GiB": peak / 2**30,
+            "share of them in the encoder": spent["seconds"] / seconds,
+            "peak GiB": tinyrm.peak_bytes(rm.device) / 2**30,
             f"GFLOPs a {unit}, counted": spent["flops"] / n / 1e9,
             f"GFLOPs a {unit}, the paper's formula": paper / 1e9,  # without most of attention
             "parameters": parameters, "times smaller than 70 billion": 70e9 / parameters}
@@ -616,35 +555,21 @@ def cost(rm, seconds):
 # --- command line ----------------------------------------------------------------------------
 
 
-def evaluate(rm, name, opened, scores, with_cost):
-    """Judge what `open_data` opened, and report on it. A line for each comparison goes to `scores`:
-    P(a is better) with a shown first, with b shown first, and their mean. Responses count from 0,
-    the `good` better ones first, so a = 0 is the chosen one of a pair."""
-    bench, n, items, source = opened
-    print(f"\njudging {n:,} items of {name} ({source})", flush=True)
-    rm.spent, rm.seen, judged, began = Counter(), Counter(), [], time.perf_counter()
-    about = {"model": rm.about["model"], "data": name}
-    for j in tqdm(rm.judge(items(), name in BENCHES), total=n, disable=None, leave=False):
-        judged.append(j)
-        p, mean = (1 + np.tanh(j.odds / 2)) / 2, win_table(j.odds)
-        for a, b in meetings(j.item, len(p)):
-            scores.write(json.dumps({
-                **about, "prompt": f"{j.prompt:016x}", "subset": j.item.subset, "tag": j.item.tag,
-                "good": j.item.good, "a": a, "b": b, "a_first": p[a, b], "b_first": 1 - p[b, a],
-                "mean": mean[a, b]}) + "\n")
-    seconds = time.perf_counter() - began
-    r = {**rm.about, **about, "source": source, **report(bench, judged), "seen": dict(rm.seen),
-         "cost": cost(rm, seconds) if with_cost else {}}
-    print(show([r]))
-    return r
+def bare(item):
+    """A judged item without its texts, so that memory does not grow with them: the key of its
+    prompt, and ranges as long as the responses."""
+    return item._replace(prompt=f"{data.prompt_key(item.prompt):016x}", where="",
+                         responses=tuple(range(len(text)) for text in item.responses))
 
 
-def versions():
-    here = shlex.quote(str(Path(__file__).resolve().parent))
-    failed, commit = subprocess.getstatusoutput(
-        f"git -C {here} --git-dir=.git describe --always --dirty --abbrev=12")
-    return {"tinyrm": "not a checkout" if failed else commit, "torch": torch.__version__,
-            "python": sys.version.split()[0]}
+def score_rows(r, item):
+    """A row of scores.jsonl for each comparison: P(a is better) with a shown first, with b shown
+    first, their mean. Of the responses, counted from 0, the `good` better ones come first."""
+    p, mean = (1 + np.tanh(item.odds / 2)) / 2, win_table(item.odds)
+    for a, b in item.meetings():
+        yield {"model": r["model"], "data": r["data"], "prompt": item.prompt,
+               "subset": item.subset, "tag": item.tag, "good": item.good, "a": a, "b": b,
+               "a_first": p[a, b], "b_first": 1 - p[b, a], "mean": mean[a, b]}
 
 
 def parse(argv):
@@ -665,8 +590,9 @@ def parse(argv):
     add("--out", type=Path, metavar="DIR", help="for results.json and scores.jsonl (default: "
         "eval/DATA in a run folder, else runs/eval-MODEL/DATA)")
     args = parser.parse_intermixed_args(argv)
-    args.data = [n for n in args.names if n in BENCHES or n.endswith((".jsonl", ".json"))]
-    args.models = [n for n in args.names if n not in args.data]
+    names = dict.fromkeys(args.names)
+    args.data = [n for n in names if n in BENCHES or n.endswith((".jsonl", ".json"))]
+    args.models = [n for n in names if n not in args.data]
     if not args.models or bool(args.data) == bool(args.ask) or len(args.ask or "123") < 3:
         raise ValueError("give a model and what it shall judge: a benchmark, FILE.jsonl, or --ask "
                          "PROMPT RESPONSE RESPONSE; see --help")
@@ -685,36 +611,48 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
-    flags = {key: getattr(args, key) for key in ("device", "dtype", "context", "template", "domain",
-                                                 "max_length")}
-
-    def load(name):
-        rm = RewardModel.load(name, **flags)
+    opened = {name: open_data(name, args.limit) for name in args.data}  # errors before the work
+    reports, judged, first = [], [], {}
+    for model in args.models:
+        rm = RewardModel.load(model, **{key: getattr(args, key) for key in (
+            "device", "dtype", "context", "template", "domain", "max_length")})
         print("\n  ".join(f"{key} {value}" for key, value in rm.about.items()), flush=True)
-        return rm
-
-    if args.ask:
-        for rm in map(load, args.models):
+        if args.ask:
             k = len(args.ask) - 1
             print(f"{k} scores" if rm.single else f"{k * (k - 1) // 2} comparisons, in both orders")
             for r in rm.rank(args.ask[0], args.ask[1:]):
                 print(f"{r.rank:3}.  wins {r.win:.3f}  log-odds {r.score:+.3f}  {r.response}")
+        for name, (bench, n, items, source) in opened.items():
+            print(f"\njudging {n:,} items of {name} ({source})", flush=True)
+            rm.spent, rm.seen, began = Counter(), Counter(), time.perf_counter()
+            judged.append([bare(item) for item in tqdm(
+                rm.judge(items(), name in BENCHES), total=n, disable=None, leave=False)])
+            spent = cost(rm, time.perf_counter() - began) if args.cost else {}
+            said, draws = report(bench, judged[-1], first.get(name))
+            first.setdefault(name, draws)
+            reports.append({**rm.about, "data": name, "source": source, **said,
+                            "seen": dict(rm.seen), "cost": spent})
+            print(show(reports[-1:]))
+    if args.ask:
         return
-    opened = {name: open_data(name, args.limit) for name in args.data}  # errors before the work
-    with tempfile.TemporaryDirectory() as part:  # both files appear at the end, or none
-        with open(Path(part, "scores.jsonl"), "w", encoding="utf-8") as scores:
-            reports = [evaluate(rm, name, opened[name], scores, args.cost)
-                       for rm in map(load, args.models) for name in args.data]
-        differences(reports)
-        if len(reports) > 1:
-            print(show(reports))
-        result = {"command": shlex.join(["python", "evaluate.py", *(argv or sys.argv[1:])]),
-                  "versions": versions(), "resamples": RESAMPLES, "reports": reports}
-        text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-        Path(part, "results.json").write_text(text, encoding="utf-8")
-        args.out.mkdir(parents=True, exist_ok=True)
-        for file in ("scores.jsonl", "results.json"):
-            shutil.move(Path(part, file), args.out / file)
+    if len(reports) > 1:
+        print(show(reports))
+    here = shlex.quote(str(Path(__file__).resolve().parent))
+    failed, commit = subprocess.getstatusoutput(
+        f"git -C {here} --git-dir=.git describe --always --dirty --abbrev=12")
+    result = {"command": shlex.join(["python", "evaluate.py", *(argv or sys.argv[1:])]),
+              "versions": {"tinyrm": "not a checkout" if failed else commit,
+                           "torch": torch.__version__, "python": sys.version.split()[0]},
+              "resamples": RESAMPLES, "reports": reports}
+    args.out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=args.out) as part:  # both files appear whole, or none
+        with open(Path(part, "scores.jsonl"), "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for r, items in zip(reports, judged, strict=True)
+                            for item in items for row in score_rows(r, item))
+        Path(part, "results.json").write_text(
+            json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        for file in Path(part).iterdir():
+            file.replace(args.out / file.name)
     print(f"\nresults.json and scores.jsonl are in {args.out}")
 
 

@@ -16,6 +16,7 @@ Run `python tinyrm.py [MODEL]` to see the parts of a model and fill one mask.
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass, field, fields
 from itertools import groupby
 from pathlib import Path
@@ -74,26 +75,24 @@ class Config:
         """From the dict of a config.json, in the first schema (`global_attn_every_n_layers`,
         `global_rope_theta`) or the later one (`layer_types`, `rope_parameters`). Raises ValueError
         for anything this file does not build."""
-        rope = raw.get("rope_parameters") or {}
-        biases = ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")
-        odd = [key for key in biases if raw.get(key)]
-        activations = ("hidden_activation", "classifier_activation")
-        odd += [key for key in activations if raw.get(key, "gelu") != "gelu"]
-        kinds = {r.get("rope_type", "default") for r in rope.values()}
-        odd += ["scaled RoPE"] if kinds - {"default"} else []
-        kind = raw.get("model_type")
+        kind, rope = raw.get("model_type"), raw.get("rope_parameters") or {}
+        usual = dict(hidden_activation="gelu", classifier_activation="gelu", attention_bias=False,
+                     mlp_bias=False, norm_bias=False, classifier_bias=False)
+        odd = [key for key, value in usual.items() if (raw.get(key) or value) != value]
+        odd += [f"{r['rope_type']} RoPE" for r in rope.values()
+                if r.get("rope_type", "default") != "default"]
         if odd or kind not in ("modernbert", "modernbert-decoder"):
             raise ValueError(f"model_type {kind!r} with {', '.join(odd) or 'no oddity'} is not the "
                              "ModernBERT that is built here")
         try:
             every, layers = raw.get("global_attn_every_n_layers", 3), raw["num_hidden_layers"]
-            kinds = ["sliding_attention" if i % every else "full_attention" for i in range(layers)]
-            old = raw.get("global_rope_theta", 160_000.0), raw.get("local_rope_theta", 10_000.0)
-            theta = rope.get("full_attention", {}).get("rope_theta", old[0])
-            local = rope.get("sliding_attention", {}).get("rope_theta", old[1])
+            types = ["sliding_attention" if i % every else "full_attention" for i in range(layers)]
+            theta, local = (rope.get(f"{name}_attention", {}).get("rope_theta", raw.get(key, usual))
+                            for name, key, usual in (("full", "global_rope_theta", 160_000.0),
+                                                     ("sliding", "local_rope_theta", 10_000.0)))
             given = {f.name: raw[f.name] for f in fields(cls) if raw.get(f.name) is not None}
             config = cls(**given | dict(
-                layer_types=tuple(raw.get("layer_types") or kinds), raw=dict(raw),
+                layer_types=tuple(raw.get("layer_types") or types), raw=dict(raw),
                 causal=kind == "modernbert-decoder",
                 global_rope_theta=theta, local_rope_theta=local or theta))
         except (KeyError, TypeError) as e:
@@ -106,10 +105,10 @@ class Config:
 
     def write(self, head="cloze"):
         """The dict for config.json: as it was read, with the class that opens it."""
-        kind = "Decoder" * self.causal + (
-            "ForSequenceClassification" if head == "cls" else
-            "ForCausalLM" if self.causal else "ForMaskedLM")
-        raw = {**self.raw, "architectures": ["ModernBert" + kind], "dtype": "float32",
+        kind = ("SequenceClassification" if head == "cls" else
+                "CausalLM" if self.causal else "MaskedLM")
+        name = f"ModernBert{'Decoder' * self.causal}For{kind}"
+        raw = {**self.raw, "architectures": [name], "dtype": "float32",
                "tie_word_embeddings": self.tie_word_embeddings, "classifier_pooling": "cls"}
         raw.pop("torch_dtype", None)
         return raw
@@ -257,7 +256,7 @@ def cast(module, weight, dtype):
 
 class GeGLU(torch.autograd.Function):
     """gelu(a) * b for ab = [a | b], the activation on the first half. Keeps only its input for
-    the backward pass, where autograd would keep four arrays of that size."""
+    the backward pass; autograd would keep gelu(a) beside it, half as much again."""
 
     @staticmethod
     def forward(ctx, ab):
@@ -403,10 +402,12 @@ class ModernBERT(nn.Module):
         else:
             self.classifier = nn.Linear(config.hidden_size, 2, bias=not config.causal)
 
-    def hidden(self, tokens, starts, read=None):
-        """All layers before final_norm: (T, D), or (B, D) at the positions `read`. The residual
-        stream has the precision of the weights, the layers compute in theirs. Frozen bottom layers
-        have no input that needs a gradient, so autograd keeps nothing of them."""
+    def forward(self, tokens, starts, read=None):
+        """Hidden states: tokens (T,), starts (B+1,) -> (T, D); or with read (B,), one position of
+        each row (of a decoder its last), -> (B, D) and nothing else of the last layer.
+
+        The residual stream has the precision of the weights, the layers compute in theirs. Frozen
+        bottom layers have no input that needs a gradient, so autograd keeps nothing of them."""
         compute = self.model.layers[0].attn.Wo.compute
         embeddings, dtype = self.model.embeddings, self.model.final_norm.weight.dtype
         plan = make_plan(self.config, tokens, starts, read, compute or dtype)
@@ -417,17 +418,7 @@ class ModernBERT(nn.Module):
                 x = torch.utils.checkpoint.checkpoint(layer, x, plan, last, use_reentrant=False)
             else:
                 x = layer(x, plan, last)
-        return x
-
-    def encode(self, tokens, starts):
-        """Hidden states of every token. tokens (T,), starts (B+1,) -> (T, D)."""
-        return self.model.final_norm(self.hidden(tokens, starts))
-
-    def forward(self, tokens, starts, read):
-        """Hidden states at one position a row, and nothing else of the last layer: tokens (T,),
-        starts (B+1,), read (B,) indices into T, one in each row (of a decoder: its last) ->
-        (B, D)."""
-        return self.model.final_norm(self.hidden(tokens, starts, read))
+        return self.model.final_norm(x)
 
     def logits(self, h, words=None):
         """h (N, D) -> (N, V), or (N, len(words)) for some words of the vocabulary alone.
@@ -444,18 +435,22 @@ class ModernBERT(nn.Module):
                 module.compute = dtype
         return self
 
-    def init_weights(self, seed=0):
-        """ModernBERT's initialisation: normal cut off at 2 standard deviations; the matrices that
-        write to the residual stream narrower by sqrt(2 layers); the classifier D^-0.5."""
+    def init_weights(self, seed=0, only=""):
+        """ModernBERT's initialisation, of the parameters with `only` in their name: normal cut off
+        at 2 standard deviations; the matrices that write to the residual stream narrower by
+        sqrt(2 layers); the classifier D^-0.5."""
         c, random = self.config, torch.Generator().manual_seed(seed)
-        narrow = c.initializer_range / math.sqrt(2 * c.num_hidden_layers)
         for name, p in self.named_parameters():
+            if only not in name:
+                continue
             if p.ndim == 1:
                 nn.init.constant_(p, float(name.endswith("norm.weight")))
                 continue
-            out = name.endswith(("Wo.weight", "dense.weight", "decoder.weight"))
-            std = narrow if out else c.initializer_range
-            std = c.hidden_size**-0.5 if "classifier" in name else std
+            std = c.initializer_range
+            if name.endswith(("Wo.weight", "dense.weight", "decoder.weight")):
+                std /= math.sqrt(2 * c.num_hidden_layers)
+            if name == "classifier.weight":
+                std = c.hidden_size**-0.5
             cut = c.initializer_cutoff_factor * std
             nn.init.trunc_normal_(p, std=std, a=-cut, b=cut, generator=random)
         return self
@@ -464,13 +459,13 @@ class ModernBERT(nn.Module):
 # ----------------------------------------------------------------------- files, and the machine
 
 
-def load(folder, head=None):
+def load(folder, head=None, seed=0):
     """The model of a folder in the Hub layout, float32, in eval mode.
 
     head None takes the head that the checkpoint has. "cls" over a masked-language-model
-    checkpoint keeps its head.dense and head.norm and leaves the classifier at zero (see
-    init_classifier). Raises ValueError naming each tensor that is missing, not known, or of
-    another shape. Only safetensors are read: nothing is unpickled.
+    checkpoint keeps its head.dense and head.norm under a fresh classifier, drawn from `seed`.
+    Raises ValueError naming each tensor that is missing, not known, or of another shape. Only
+    safetensors are read: nothing is unpickled.
     """
     from safetensors.torch import load_file
 
@@ -506,6 +501,8 @@ def load(folder, head=None):
     if wrong:
         raise ValueError(f"{folder}: {'; '.join(sorted(wrong)[:5])}{' ...' * (len(wrong) > 5)}")
     model.load_state_dict(state, assign=True)
+    if head != found:
+        model.init_weights(seed, "classifier")
     return model.requires_grad_(True).eval()
 
 
@@ -518,14 +515,6 @@ def read_config(folder):
         return Config.read(json.loads(file.read_text(encoding="utf-8")))
     except ValueError as e:
         raise ValueError(f"{file}: {e}") from None
-
-
-def init_classifier(model, seed):
-    """A fresh classifier for head "cls": normal with D^-0.5, cut off as in init_weights."""
-    random, std = torch.Generator().manual_seed(seed), model.config.hidden_size**-0.5
-    nn.init.trunc_normal_(model.classifier.weight, std=std, a=-2 * std, b=2 * std, generator=random)
-    if model.classifier.bias is not None:
-        nn.init.zeros_(model.classifier.bias)
 
 
 def save(model, folder):
@@ -590,6 +579,16 @@ def pick_device(device="auto", dtype="auto"):
     return torch.device(device), kind, reason
 
 
+def peak_bytes(device):
+    """The most memory that was used so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # KiB, but bytes on a Mac
+
+
 def main(name="nano"):
     from tokenizers import Tokenizer
 
@@ -608,8 +607,6 @@ def main(name="nano"):
 
 
 if __name__ == "__main__":
-    import sys
-
     try:
         main(*sys.argv[1:2])
     except ValueError as error:

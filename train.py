@@ -8,10 +8,10 @@ the mean over these rows however they are cut into micro-batches, or dealt over 
 """
 
 import argparse
+import atexit
 import json
 import math
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -27,8 +27,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-HUB = ["hub"], ["hub:author"]
-
 
 class Later:
     """A module that is imported when first used: --help and a wrong flag do not wait for torch."""
@@ -42,10 +40,13 @@ class Later:
 
 data, dora, evaluate, tinyrm = map(Later, ("data", "dora", "evaluate", "tinyrm"))
 safetensors, torch = Later("safetensors"), Later("torch")
+HUB = ["hub"], ["hub:author"]  # values of --data
+TINY = 1e-12  # more than 0
 
 
-def flag(default, text, choices=""):
-    return field(default=default, metadata={"help": text, "choices": choices.split() or None})
+def flag(default, text, choices="", least=-math.inf):
+    metadata = {"help": text, "choices": choices.split() or None, "least": least}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -63,23 +64,24 @@ class Settings:
     context: str = flag("pair", "both in one row, or each alone (Bradley-Terry)", "pair single")
     template: str = flag("option", "the paper's text, or the author's layout", "option choice")
     adapter: str = flag("dora", "what trains above the frozen layers", "dora lora full")
-    rank: int = flag(128, "rank of the adapter")
-    alpha: float = flag(8.0, "the adapter's scale is alpha / rank")
-    freeze: int = flag(0, "layers frozen from the bottom, the embeddings with them")
-    lr: float = flag(1e-4, "peak learning rate")
-    epochs: float = flag(1.0, "passes over the training pairs")
-    batch_size: int = flag(256, "rows a step: twice the pairs")
-    max_length: int = flag(3600, "tokens of a row; longer ones are cut and counted")
-    max_steps: int = flag(0, "stop the schedule after so many steps; 0: by epochs")
-    limit: int = flag(0, "train on so many pairs, drawn by the seed; 0: all")
-    held_out: float = flag(0.02, "pairs kept back to judge by: a share if below 1, else a number")
+    rank: int = flag(128, "rank of the adapter", least=1)
+    alpha: float = flag(8.0, "the adapter's scale is alpha / rank", least=TINY)
+    freeze: int = flag(0, "layers frozen from the bottom, the embeddings with them", least=0)
+    lr: float = flag(1e-4, "peak learning rate", least=TINY)
+    epochs: float = flag(1.0, "passes over the training pairs", least=TINY)
+    batch_size: int = flag(256, "rows a step: twice the pairs", least=2)
+    max_length: int = flag(3600, "tokens of a row; longer ones are cut and counted", least=16)
+    max_steps: int = flag(0, "stop the schedule after so many steps; 0: by epochs", least=0)
+    limit: int = flag(0, "train on so many pairs, drawn by the seed; 0: all", least=0)
+    held_out: float = flag(0.02, "pairs kept back to judge by: a share if below 1, else a number",
+                           least=0)
     micro_tokens: int = flag(0, "tokens at once on the device; 0: by its memory. Changes memory "
-                                "and speed, not the result")
+                                "and speed, not the result", least=0)
     checkpoint_layers: bool = flag(False, "recompute layers in the backward pass: less memory")
     device: str = flag("auto", "auto, cpu, cuda")
     dtype: str = flag("auto", "compute in auto, fp32 or bf16; weights stay fp32")
     seed: int = flag(17, "of data order, split and fresh weights (17: the author's)")
-    save_minutes: float = flag(10.0, "minutes between checkpoints")
+    save_minutes: float = flag(10.0, "minutes between checkpoints", least=0)
     out: str = flag("", "run folder; default runs/MODEL-DOMAIN-...")
     revision: tuple[str, ...] = flag((), "COMMIT of the model on the Hub, OWNER/REPO=COMMIT of a "
                                          "data set; of others the newest, which is pinned")
@@ -105,8 +107,8 @@ RECIPES = {
         "chat": dict(adapter="full", freeze=2, lr=7.64178e-5),
         "all": dict(DORA, freeze=19, lr=2.138168e-5)},
     "nano": {  # ours, measured in nano/README.md
-        domain: dict(NANO, epochs=epochs) for domain, epochs in
-        dict(reasoning=16.0, safety=8.0, chat=16.0, all=12.0).items()}}
+        "reasoning": dict(NANO, epochs=16.0), "safety": dict(NANO, epochs=8.0),
+        "chat": dict(NANO, epochs=16.0), "all": dict(NANO, epochs=12.0)}}
 
 
 def recipe_of(config, domain):
@@ -153,16 +155,15 @@ def resolve(said, cuda):
     """The Settings of a new run, and a line that says where they come from."""
     s = Settings(**said)
     model = s.model if s.model != "auto" else "large" if cuda else "nano"
-    pairs = said.get("data", ["auto"])
-    took = ""
-    if model != s.model or pairs == ["auto"]:
-        took = (f" (auto: {'CUDA is' if cuda else 'no CUDA'} here; the paper's run is --model "
-                "large --data hub, a laptop's --model nano --data nano)")
+    pairs = [*s.data]
     if pairs == ["auto"]:
         pairs = ["nano" if model in ("nano", "nano-causal") else "hub"]
     if pairs not in (["nano"], *HUB) and any(
             name.partition(":")[0] in ("auto", "nano", "hub") for name in pairs):
         raise ValueError(f"--data {' '.join(pairs)}: give nano, hub, hub:author or files of pairs")
+    took = "" if (model, pairs) == (s.model, [*s.data]) else (
+        f" (auto: {'CUDA is' if cuda else 'no CUDA'} here; the paper's run is --model large --data "
+        "hub, a laptop's --model nano --data nano)")
     said = said | {"model": model, "data": pairs}
     folder = tinyrm.fetch(model, commits_of(Settings(**said)).get(""))
     name, recipe = recipe_of(tinyrm.read_config(folder), s.domain)
@@ -177,12 +178,11 @@ def resolve(said, cuda):
 
 def check(s):
     """Values that argparse lets through and nothing can be done with."""
-    least = dict(rank=1, batch_size=2, max_length=16, save_minutes=0, max_steps=0, limit=0,
-                 freeze=0, micro_tokens=0, lr=1e-12, epochs=1e-12, alpha=1e-12, held_out=0)
-    for name, low in least.items():
-        if not low <= getattr(s, name) < math.inf:
-            need = "more than 0" if low == 1e-12 else f"{low} or more"
-            raise ValueError(f"{option(name)} {getattr(s, name)}: give {need}")
+    for f in fields(s):
+        value, least = getattr(s, f.name), f.metadata["least"]
+        if least > -math.inf and not least <= value < math.inf:
+            need = "more than 0" if least == TINY else f"{least} or more"
+            raise ValueError(f"{option(f.name)} {value}: give {need}")
     if s.batch_size % 2:
         raise ValueError(f"--batch-size {s.batch_size}: rows come in pairs, give an even number")
     if Path(s.out).exists():
@@ -207,17 +207,16 @@ def find_pairs(s, commits):
     split by prompt; RewardBench is never used to choose anything. For `commits` see hub_pairs.
     """
     if s.data == ["nano"]:
-        stems = [tinyrm.HERE / "nano/pairs" / name for name in
-                 (data.DOMAINS if s.domain == "all" else [s.domain])]
-        pairs, test = (data.open_pairs([f"{stem}.{part}.jsonl" for stem in stems])
-                       for part in ("train", "test"))
+        domains = data.DOMAINS if s.domain == "all" else [s.domain]
+        pairs, test = (data.Pairs([tinyrm.HERE / f"nano/pairs/{domain}.{part}.jsonl"
+                                        for domain in domains]) for part in ("train", "test"))
         train, held = range(len(pairs)), range(len(test))
         source = "nano/pairs, judged on its test pairs, whose words no training pair has"
     else:
         files, source = s.data, " ".join(s.data)
         if s.data in HUB:
             files, source = data.hub_pairs(s.domain, s.data == ["hub:author"], commits)
-        pairs = test = data.open_pairs(files, s.domain)
+        pairs = test = data.Pairs(files, s.domain)
         train, held = data.split(pairs, s.held_out, s.seed)
         source += f"; {s.held_out:g} held out, by prompt"
     if s.limit:
@@ -247,39 +246,24 @@ def schedule(step, steps):
     return 1 - 0.98 * (step - warm) / max(1, steps - 1 - warm)
 
 
-def micro_tokens(s, config, device, dtype):
-    """(tokens of a micro-batch, on what that rests, bytes that a token takes while training).
+def memory(s, config, compute, parameters, trainable):
+    """({what training keeps: bytes}, bytes that each token of a micro-batch takes beside them).
 
-    Kept for the backward pass are by layer the residual stream twice in float32, and in the compute
+    In bf16 each layer is kept a second time, in fp32 the W' of those with an adapter. For the
+    backward pass there are by layer the residual stream twice in float32, and in the compute
     precision the inputs and outputs of the four products and q, k, v once more after RoPE, 11 D +
     3 F; if layers are recomputed, the stream of each layer, and one layer. The layer that the
     backward pass is at takes about twice these in float32 (`tests/benchmark.py --memory`).
     """
-    width, layers = config.hidden_size, max(1, config.num_hidden_layers - s.freeze)
-    one = 8 * width + dtype.itemsize * (11 * width + 3 * config.intermediate_size)
-    kept = one + 4 * width * layers if s.checkpoint_layers else one * layers
-    kept += 8 * (11 * width + 3 * config.intermediate_size)
-    if s.micro_tokens:
-        return s.micro_tokens, "asked for", kept
-    if device.type == "cpu":
-        return 4096, "a processor is no faster with more", kept
-    free = torch.cuda.mem_get_info(device)[0]
-    tokens = max(2048, min(int(0.6 * free / kept), 131_072))
-    return tokens, f"0.6 of {free / 2**30:.0f} GiB free", kept
-
-
-def layer_size(config):
-    """Weights of a layer, without its norms."""
-    return 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
-
-
-def fixed_bytes(s, config, compute, parameters, trainable):
-    """What training keeps whatever the batch, by name: in bf16 also a copy of each layer, in fp32
-    the W' of those with an adapter."""
-    layers = config.num_hidden_layers
-    copied = layers if compute.itemsize < 4 else (s.adapter != "full") * (layers - s.freeze)
-    return {"weights": 4 * parameters, "gradients and moments": 12 * trainable,
-            f"copies in {str(compute)[6:]}": copied * layer_size(config) * compute.itemsize}
+    width, ffn, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    half, unfrozen = compute.itemsize < 4, max(1, layers - s.freeze)
+    copied = layers if half else (s.adapter != "full") * (layers - s.freeze)
+    fixed = {"weights": 4 * parameters, "gradients and moments": 12 * trainable,
+             f"copies in {str(compute)[6:]}":
+             copied * (4 * width**2 + 3 * width * ffn) * compute.itemsize}
+    one = 8 * width + compute.itemsize * (11 * width + 3 * ffn)
+    kept = one + 4 * width * unfrozen if s.checkpoint_layers else one * unfrozen
+    return fixed, kept + 8 * (11 * width + 3 * ffn)
 
 
 def losses(model, fmt, batch):
@@ -305,25 +289,26 @@ def losses(model, fmt, batch):
 # --------------------------------------------------------------------------------- the run folder
 
 
-def write_json(path, value):
-    """Whole or not at all: written beside, then renamed."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
-
-
 @contextmanager
-def replacing(folder):
-    """A folder beside to fill, which then takes the place of `folder`, whole or not at all."""
-    beside = folder.with_name(folder.name + ".tmp")
+def replacing(path):
+    """A path beside to write a file or folder to, which then takes the place of `path`: whole or
+    not at all."""
+    beside = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed here
-    beside.mkdir(parents=True)
     try:
         yield beside
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-    finally:  # half a folder would take the room that is short
+        shutil.rmtree(path, ignore_errors=True)  # a file is replaced as it is
+        os.replace(beside, path)
+    finally:  # half of it would take the room that is short
         shutil.rmtree(beside, ignore_errors=True)
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    with replacing(path) as beside:
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        beside.write_text(text, encoding="utf-8")
 
 
 def trained(model):
@@ -331,59 +316,32 @@ def trained(model):
 
 
 def save_state(out, step, model, optimizer):
-    """What resuming needs beyond the settings: trained weights, Adam's moments, the step. The
-    previous state is removed once this one is whole."""
-    folder = out / "state" / f"step-{step:06d}"
-    if folder.exists():  # the last step's, resumed
-        return
+    """What resuming needs beyond the settings: trained weights and Adam's moments. The previous
+    state is removed once this one is whole."""
     state = {f"{kind}/{name}": value.detach().cpu().contiguous()
              for name, p in trained(model).items()
              for kind, value in {"weight": p, **optimizer.state[p]}.items()}
-    with replacing(folder) as beside:
-        safetensors.torch.save_file(state, beside / "state.safetensors")
-    for other in folder.parent.iterdir():
-        if other != folder:
-            shutil.rmtree(other)
+    path = out / "state" / f"step-{step:06d}.safetensors"
+    with replacing(path) as beside:
+        safetensors.torch.save_file(state, beside)
+    for other in path.parent.iterdir():
+        if other != path:
+            other.unlink()
 
 
 def load_state(out, model, optimizer):
     """Put the newest whole state in place and return its step; 0 without one."""
-    found = sorted((out / "state").glob("step-??????"))
+    found = sorted((out / "state").glob("step-??????.safetensors"))
     if not found:
         return 0
-    state = safetensors.torch.load_file(found[-1] / "state.safetensors")
-    named = trained(model)
+    state, named = safetensors.torch.load_file(found[-1]), trained(model)
     if {key.partition("/")[2] for key in state} != named.keys():
         raise ValueError(f"{found[-1]} is the state of another model: its tensors do not fit")
     for name, p in named.items():
         p.detach().copy_(state[f"weight/{name}"])
         moments = {kind: state[f"{kind}/{name}"].to(p.device) for kind in ("exp_avg", "exp_avg_sq")}
         optimizer.state[p] = {"step": state[f"step/{name}"], **moments}
-    return int(found[-1].name[5:])
-
-
-CARD = """---
-{base_model}library_name: transformers
-pipeline_tag: {task}
-tags: [reward-model, tiny-reward-models, modernbert]
----
-# {name}
-
-A tiny reward model (arXiv 2507.09973) for {domain}: an encoder that reads a prompt and {shown} and
-says which is better. Trained with tinyrm from {base} on {source}.
-
-- held-out accuracy: {accuracy_before:.3f} before, {accuracy_after:.3f} after, on {n} pairs
-- recipe: {adapter}, {freeze} layers frozen, peak rate {lr:g}, {steps} steps of {batch_size} rows
-- template `{template}`, labels {words}
-
-```python
-from evaluate import RewardModel  # from a checkout of tinyrm
-rm = RewardModel.load("{name}")
-rm.compare(prompt, a, b)  # the probability that a is better
-```
-`model/` opens with transformers' `{cls}.from_pretrained`, `adapter/` (if trained with
-one) with peft. Everything that the run depended on stands in `run.json`.
-"""
+    return int(found[-1].stem[5:])
 
 
 # ---------------------------------------------------------------------------------------- the run
@@ -398,10 +356,10 @@ class Run:
         said = self.record.get("settings", {}) | said
         self.device, dtype, reason = tinyrm.pick_device(said.get("device", "auto"),
                                                         said.get("dtype", "auto"))
-        with rank_0_first(rank, world):  # what comes from the Hub is fetched and converted once
+        with rank_0_first(rank):  # what comes from the Hub is fetched and converted once
             s, how = (Settings(**said), f"resuming {resume}") if resume else (
                 resolve(said, self.device.type == "cuda"))
-            self.s, self.out = s, Path(resume or s.out)
+            self.out = Path(resume or s.out)
             self.say(f"{how}\n{reason}" + (f", {world} processes" if world > 1 else ""))
             self.say(" ".join(f"{name}={value}" for name, value in asdict(s).items()))
             self.say("reading pairs and weights")
@@ -412,16 +370,31 @@ class Run:
             elif "" in commits:
                 raise ValueError(f"--revision {commits['']}: --model {s.model} is a folder, which "
                                  "has no commits: leave it out, or name a repository of the Hub")
-            source = self.open_pairs()
+            source = self.open_pairs(s)
             # pinned: resuming takes the very same, also when the Hub has moved on
             self.s = s = replace(s, revision=[f"{repo}={commit}".lstrip("=")
                                               for repo, commit in commits.items()])
             if commits:
                 self.say(f"pinned: --revision {' '.join(s.revision)}")
-        self.model = model = tinyrm.load(self.folder, s.head)
-        if s.head == "cls":
-            tinyrm.init_classifier(model, s.seed)
-        model.to(self.device).dtype_(dtype)
+        self.base = tinyrm.NAMES.get(s.model, s.model) if "" in commits else s.model
+        self.build(dtype)
+        self.record = self.record or {
+            "settings": asdict(s), "command": " ".join(sys.argv), "device": reason,
+            "source": source, "steps": self.steps, "train_pairs": len(self.train),
+            "fingerprint": self.pairs.fingerprint,
+            "trainable": self.trainable, "parameters": self.parameters,
+            "versions": {name: version(name) for name in
+                         ("torch", "tokenizers", "safetensors", "huggingface_hub")},
+            "revisions": {"model": self.base + (f"@{commits['']}" if "" in commits else ""),
+                          **{repo: commit for repo, commit in commits.items() if repo}},
+            "dropped": {}}
+        if self.record["fingerprint"] != self.pairs.fingerprint:
+            raise ValueError(f"--resume {resume}: its pairs changed since then; begin a new run")
+
+    def build(self, dtype):
+        """The model, what trains of it, the optimizer, and how much fits into a micro-batch."""
+        s = self.s
+        self.model = model = tinyrm.load(self.folder, s.head, s.seed).to(self.device).dtype_(dtype)
         dora.adapt(model, s.adapter, s.rank, s.alpha, s.freeze, s.seed)
         model.checkpoint = s.checkpoint_layers
         self.rm = evaluate.RewardModel(model, self.fmt, self.device)
@@ -433,30 +406,25 @@ class Run:
         self.optimizer = torch.optim.AdamW(groups, lr=s.lr, betas=(0.9, 0.98), eps=1e-6)
         steps = max(1, round(s.epochs * len(self.train) / (s.batch_size // 2)))
         self.steps = min(steps, s.max_steps or steps)
-        self.budget, why, self.kept = micro_tokens(s, model.config, self.device, dtype)
+        self.parameters, self.trainable = (sum(p.numel() for p in some)
+                                           for some in (model.parameters(), self.params))
+        self.fixed, self.kept = memory(s, model.config, dtype, self.parameters, self.trainable)
+        if s.micro_tokens:
+            self.budget, why = s.micro_tokens, "asked for"
+        elif self.device.type == "cpu":
+            self.budget, why = 4096, "a processor is no faster with more"
+        else:
+            free = torch.cuda.mem_get_info(self.device)[0]
+            self.budget = max(2048, min(int(0.6 * free / self.kept), 131_072))
+            why = f"0.6 of {free / 2**30:.0f} GiB free"
         self.say(f"{self.steps} steps; micro-batches of {self.budget:,} tokens ({why})")
-        self.base = tinyrm.NAMES.get(s.model, s.model) if "" in commits else s.model
-        self.record = self.record or {
-            "settings": asdict(s), "command": " ".join(sys.argv), "device": reason,
-            "source": source, "steps": self.steps, "train_pairs": len(self.train),
-            "fingerprint": self.pairs.fingerprint,
-            "trainable": sum(p.numel() for p in self.params),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "versions": {name: version(name) for name in
-                         ("torch", "tokenizers", "safetensors", "huggingface_hub")},
-            "revisions": {"model": self.base + (f"@{commits['']}" if "" in commits else ""),
-                          **{repo: commit for repo, commit in commits.items() if repo}},
-            "dropped": {}}
-        if self.record["fingerprint"] != self.pairs.fingerprint:
-            raise ValueError(f"--resume {resume}: its pairs changed since then; begin a new run")
 
     def say(self, text):
         if self.rank == 0:
             print(text, flush=True)
 
-    def open_pairs(self):
+    def open_pairs(self, s):
         """The pairs and how they are shown; returns a line on their source."""
-        s = self.s
         causal = tinyrm.read_config(self.folder).causal
         self.fmt = data.Format(data.load_tokenizer(self.folder), s.template, s.context, s.head,
                                s.domain, s.max_length, causal)
@@ -473,27 +441,26 @@ class Run:
 
     def plan(self):
         """--dry-run: what the run would do, and on what the estimates rest."""
-        s, c, total = self.s, self.model.config, self.record["parameters"]
+        s, c, told = self.s, self.model.config, self.record
         sample = [self.pairs[i] for i in self.train[::max(1, len(self.train) // 500)]]
         both, drops = data.cloze_rows(sample, self.fmt, drop_long=True)
         sizes = [sum(len(row.tokens) for row in two) for two in both if two]
         pairs = self.steps * s.batch_size // 2
         tokens = pairs * sum(sizes) / max(1, len(sizes))
-        weights = layer_size(c)
         unfrozen = (c.num_hidden_layers - s.freeze) * (2 if s.adapter == "full" else 1.4)
+        weights = 4 * c.hidden_size**2 + 3 * c.hidden_size * c.intermediate_size  # of a layer
         flops = 2 * tokens * weights * (c.num_hidden_layers + unfrozen)
-        compute = self.model.model.layers[0].attn.Wo.compute
         at_once = min(self.budget, tokens / self.steps / self.world)
-        parts = {**fixed_bytes(s, c, compute, total, self.record["trainable"]),
+        parts = {**self.fixed,
                  f"the backward pass of {at_once:,.0f} tokens": self.kept * at_once}
-        memory = ", ".join(f"{n / 2**30:.1f} {what}" for what, n in parts.items())
+        detail = ", ".join(f"{n / 2**30:.1f} {what}" for what, n in parts.items())
         self.say(f"plan: {pairs:,} pairs, {2 * pairs:,} rows, about {tokens:,.0f} tokens (mean of "
                  f"{len(sizes)} pairs; dropped of them: {dict(drops)}); {self.steps} steps\n"
-                 f"      {self.record['trainable']:,} of {total:,} parameters train\n"
+                 f"      {told['trainable']:,} of {told['parameters']:,} parameters train\n"
                  f"      about {flops:.1e} FLOPs (products with weights: forward in all layers, "
                  "backward above the frozen ones)\n"
                  f"      about {sum(parts.values()) / 2**30:.1f} GiB in each process, without "
-                 f"torch itself ({memory})")
+                 f"torch itself ({detail})")
 
     def loop(self, stop):
         """All steps that are left; returns False if a signal ended it early."""
@@ -503,7 +470,11 @@ class Run:
         else:
             self.say(f"judging {len(self.held):,} pairs before training")
             self.record["result"] = {"accuracy_before": self.accuracy(), "n": len(self.held)}
-        self.begin_files(step)
+        if self.rank == 0:
+            write_json(self.out / "run.json", self.record)
+            metrics = self.out / "metrics.jsonl"  # a killed run may have left lines beyond `step`
+            lines = metrics.read_text("utf-8").splitlines(True) if metrics.exists() else []
+            metrics.write_text("".join(lines[:step]), "utf-8")
         checks = {round(self.steps * q / 4) for q in (1, 2, 3)} - {0, self.steps}
         seen, saved = self.record["dropped"], time.time()
         quiet = self.rank != 0 or not sys.stderr.isatty()
@@ -570,7 +541,8 @@ class Run:
             sums[:2] += torch.stack([loss.detach(), right])
             sums[2:4] += sums.new_tensor([rows, tokens])
         # the sums over the ranks, once a step; the mean is over the rows that were not dropped
-        self.add_up(sums, *(p.grad for p in self.params))
+        for tensor in (sums, *(p.grad for p in self.params)):
+            together("all_reduce", tensor, out=self.out)
         loss, right, rows, tokens, ended = sums.tolist()
         for p in self.params:
             p.grad.div_(max(rows, 1))
@@ -593,18 +565,11 @@ class Run:
         p = self.rm.compare(*texts, self.drop_long) if mine else []
         right = sum((x > 0.5) + 0.5 * (x == 0.5) for x in p)
         sums = torch.tensor([right, len(p)], dtype=torch.float64, device=self.device)
-        self.add_up(sums)
+        together("all_reduce", sums, out=self.out)
         return (sums[0] / sums[1]).item()  # nan without pairs
 
-    def add_up(self, *tensors):
-        """Each becomes its sum over the processes."""
-        for tensor in tensors if self.world > 1 else []:
-            together("all_reduce", tensor, out=self.out)
-
     def log(self, bar, line):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on a Mac
-        line["peak_bytes"] = (torch.cuda.max_memory_allocated() if self.device.type == "cuda" else
-                              peak if sys.platform == "darwin" else 1024 * peak)
+        line["peak_bytes"] = tinyrm.peak_bytes(self.device)
         with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         text = (f"loss {line['loss']:.3f}  accuracy {line['accuracy']:.3f}  "
@@ -619,14 +584,6 @@ class Run:
             left = line["seconds"] * (self.steps - done)
             self.say(f"step {done}/{self.steps}  {text}  {left:.0f} s left")
 
-    def begin_files(self, step):
-        """run.json, and metrics.jsonl up to `step`: a killed run may have left more lines."""
-        path = self.out / "metrics.jsonl"
-        if self.rank == 0:
-            write_json(self.out / "run.json", self.record)
-            lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
-            path.write_text("".join(lines[:step]), encoding="utf-8")
-
     def save(self, step):
         if self.rank == 0:
             save_state(self.out, step, self.model, self.optimizer)
@@ -639,9 +596,12 @@ class Run:
         result["accuracy_after"] = after = self.accuracy()
         if self.rank:
             return
-        lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (self.out / "metrics.jsonl").read_text("utf-8").splitlines()
         result["seconds"] = round(sum(json.loads(line)["seconds"] for line in lines), 1)
-        self.save_model()
+        if self.s.adapter != "full":
+            self.store("adapter", lambda folder: dora.save_adapter(self.model, folder, self.base))
+            dora.merge(self.model)
+        self.store("model", lambda folder: tinyrm.save(self.model, folder))
         write_json(self.out / "run.json", self.record)
         if self.record["dropped"]:
             self.say(f"dropped or cut, by reason: {self.record['dropped']}")
@@ -651,42 +611,62 @@ class Run:
                  f"{'' if self.s.adapter == 'full' else ' and adapter'}; judge with: "
                  f"python evaluate.py {self.out} FILE.jsonl")
 
-    def save_model(self):
-        """adapter/ (PEFT layout) and model/ (merged, Hub layout), each with tokenizer, card and
-        tinyrm.json, which says how a pair has to be shown to this model."""
-        s, fmt, cloze = self.s, self.fmt, self.s.head == "cloze"
-        labels = " and ".join(f"`{fmt.tokenizer.decode([word])}`" for word in fmt.words)
-        card = CARD.format(
-            **asdict(s), **self.record["result"], source=self.record["source"], steps=self.steps,
-            name=self.out.name, base=self.record["revisions"]["model"],
-            base_model=f"base_model: {self.base}\n" if "" in self.commits else "",
-            task="text-classification" if not cloze else "text-generation" if fmt.causal
-            else "fill-mask",
-            shown="two responses" if s.context == "pair" else "one response at a time",
-            cls="AutoModelFor" + ("SequenceClassification" if not cloze else
-                                  "CausalLM" if fmt.causal else "MaskedLM"),
-            words=labels if cloze else "two classes")
+    def store(self, name, save):
+        """Fill the folder `name` with weights, tokenizer, card, and tinyrm.json, which says how a
+        pair has to be shown to this model."""
+        with replacing(self.out / name) as beside:
+            save(beside)
+            for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+                if (self.folder / file).exists():
+                    shutil.copyfile(self.folder / file, beside / file)
+            (beside / "README.md").write_text(card(self), "utf-8")
+            keys = "template", "context", "head", "domain", "max_length"
+            write_json(beside / "tinyrm.json", {key: getattr(self.fmt, key) for key in keys})
 
-        def store(name, save):
-            with replacing(self.out / name) as beside:
-                save(beside)
-                for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-                    if (self.folder / file).exists():
-                        shutil.copyfile(self.folder / file, beside / file)
-                (beside / "README.md").write_text(card, encoding="utf-8")
-                keys = "template", "context", "head", "domain", "max_length"
-                write_json(beside / "tinyrm.json", {k: getattr(fmt, k) for k in keys})
 
-        if s.adapter != "full":
-            store("adapter", lambda folder: dora.save_adapter(self.model, folder, self.base))
-            dora.merge(self.model)
-        store("model", lambda folder: tinyrm.save(self.model, folder))
+def card(run):
+    """The model card, which the Hub shows."""
+    s, fmt, result = run.s, run.fmt, run.record["result"]
+    kind = ("SequenceClassification" if s.head == "cls" else
+            "CausalLM" if fmt.causal else "MaskedLM")
+    task = {"SequenceClassification": "text-classification", "CausalLM": "text-generation",
+            "MaskedLM": "fill-mask"}[kind]
+    words = "two classes" if s.head == "cls" else " and ".join(
+        f"`{fmt.tokenizer.decode([word])}`" for word in fmt.words)
+    shown = "two responses" if s.context == "pair" else "one response at a time"
+    return f"""---
+{f"base_model: {run.base}" if "" in run.commits else "# trained from a local folder"}
+library_name: transformers
+pipeline_tag: {task}
+tags: [reward-model, tiny-reward-models, modernbert]
+---
+# {run.out.name}
+
+A tiny reward model (arXiv 2507.09973) for {s.domain}: it reads a prompt and {shown} and says which
+is better. Trained with tinyrm from {run.record["revisions"]["model"]} on {run.record["source"]}.
+
+- held-out accuracy: {result["accuracy_before"]:.3f} before, {result["accuracy_after"]:.3f} after,
+  on {result["n"]} pairs
+- recipe: {s.adapter}, {s.freeze} layers frozen, peak rate {s.lr:g}, {run.steps} steps of
+  {s.batch_size} rows; template `{s.template}`, labels {words}
+
+```python
+from evaluate import RewardModel  # from a checkout of tinyrm
+rm = RewardModel.load("{run.out.name}")
+rm.compare(prompt, a, b)  # the probability that a is better
+```
+`model/` opens with transformers' `AutoModelFor{kind}.from_pretrained`, `adapter/` (if trained with
+one) with peft. Everything that the run depended on stands in `run.json`.
+"""
+
+
+# ----------------------------------------------------------------------- resuming, and processes
 
 
 def read_record(folder):
     """The run.json of a run that is to go on."""
     try:
-        record = json.loads(Path(folder, "run.json").read_text(encoding="utf-8"))
+        record = json.loads(Path(folder, "run.json").read_text("utf-8"))
     except (OSError, ValueError) as e:
         raise ValueError(f"--resume {folder}: no readable run.json in it ({e})") from None
     if "accuracy_after" in record.get("result", {}):
@@ -702,14 +682,17 @@ def join():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # two hours: the others wait while rank 0 fetches models and data
         torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=2))
+        # threads of gloo still running at the interpreter's end would abort it
+        atexit.register(torch.distributed.destroy_process_group)
     return rank, world
 
 
 def together(name, *tensors, out=None):
-    """What all processes do at once, by its name in torch.distributed; when one of them has ended
-    (gloo and nccl raise errors of their own) the others say so in a line."""
+    """What all processes do at once, by its name in torch.distributed; nothing for one alone. When
+    one has ended (gloo and nccl raise errors of their own) the others say so in a line."""
     try:
-        getattr(torch.distributed, name)(*tensors)
+        if torch.distributed.is_initialized():
+            getattr(torch.distributed, name)(*tensors)
     except RuntimeError as error:
         go = f", and go on with: torchrun ... train.py --resume {out}" if out else ""
         said = str(error).partition("\n")[0][:120]
@@ -717,13 +700,13 @@ def together(name, *tensors, out=None):
 
 
 @contextmanager
-def rank_0_first(rank, world):
-    """The others enter when rank 0 is through, and nobody goes on before all are."""
-    for turn in range(min(world, 2)):
-        if turn == (rank > 0):
-            yield
-        if world > 1:
-            together("barrier")
+def rank_0_first(rank):
+    """The others enter when rank 0 is through."""
+    if rank:
+        together("barrier")
+    yield
+    if not rank:
+        together("barrier")
 
 
 def main(argv=None):
@@ -758,6 +741,3 @@ if __name__ == "__main__":
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    finally:  # threads of gloo still running at the interpreter's end would abort it
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()

@@ -88,7 +88,7 @@ def accuracy(rm, pairs, **shown):
 
 
 def test_pairs(domain):
-    return [*data.open_pairs([NANO / "pairs" / f"{domain}.test.jsonl"])]
+    return [*data.Pairs([NANO / "pairs" / f"{domain}.test.jsonl"])]
 
 
 def states(model, batch):
@@ -97,7 +97,7 @@ def states(model, batch):
     hooks = [layer.register_forward_hook(lambda module, x, y: out.append(y))
              for layer in model.model.layers]
     with torch.inference_mode():
-        model.encode(batch.tokens, batch.starts)
+        model(batch.tokens, batch.starts)
     for hook in hooks:
         hook.remove()
     return out

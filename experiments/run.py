@@ -212,7 +212,7 @@ def merge(seed):
     if not all(folder.is_dir() for folder in folders.values()):
         return None
     tests = {domain: measure.test_pairs(domain) for domain in folders}
-    prompts = {domain: [pair.prompt for pair in data.open_pairs(
+    prompts = {domain: [pair.prompt for pair in data.Pairs(
         [measure.NANO / "pairs" / f"{domain}.train.jsonl"])] for domain in folders}
     return {"weights": "nano", "seed": seed, "base": weights_of("nano"),
             **measure.merged(folders, 1, tests, prompts)}

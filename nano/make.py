@@ -638,7 +638,7 @@ def pretrain(model, reader, steps, peak, state, stop=None, every=200, log=print)
         tokens, starts, where, what = batch
         for group in optimizer.param_groups:
             group["lr"] = rate(step, steps, peak)
-        logits = model.logits(model.encode(tokens, starts)[where])  # (N, V)
+        logits = model.logits(model(tokens, starts)[where])  # (N, V)
         loss = F.cross_entropy(logits, what)
         optimizer.zero_grad()
         loss.backward()
@@ -677,7 +677,7 @@ def probe(model, reader):
             right.append(list(values).index(str(thing[name])))
         starts = torch.tensor([0, *map(len, docs)]).cumsum(0)
         tokens = torch.tensor([token for doc in docs for token in doc])
-        odds = model.logits(model.encode(tokens, starts)[torch.tensor(read)]).softmax(-1)
+        odds = model.logits(model(tokens, starts)[torch.tensor(read)]).softmax(-1)
         scores = [odds[:, [reader.ids(f" {w}")[0] for w in ws]].sum(-1) for ws in values.values()]
         hits = torch.stack(scores, 1).argmax(1) == torch.tensor(right)
         results[name] = hits.float().mean().item()

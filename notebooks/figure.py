@@ -33,8 +33,8 @@ def main(model="nano"):
     texts = [rm.fmt.tokenizer.decode(row.tokens, skip_special_tokens=False) for row in rows]
     one, two = (rm.fmt.tokenizer.decode([word]).strip() for word in rm.fmt.words)
 
-    fig, ax = plt.subplots(figsize=(11.5, 3.5))
-    ax.set(xlim=(0, 16.2), ylim=(0, 4.6))
+    fig, ax = plt.subplots(figsize=(11.5, 3.0))
+    ax.set(xlim=(-0.05, 16.2), ylim=(0.4, 4.3))
     ax.axis("off")
     box(ax, 0.0, 1.1, 3.75, 2.4, "a pair",
         ["prompt", f"  {PAIR.prompt}", "chosen", f"  {PAIR.chosen}", "rejected",
@@ -44,8 +44,9 @@ def main(model="nano"):
         cut = text.index(" Option A"), text.index(" Which"), text.index(" The better")
         parts = text[: cut[0]], text[cut[0] : cut[1]], text[cut[1] : cut[2]], text[cut[2] :]
         box(ax, 4.2, y, 6.4, 1.75, title, [part.strip() for part in parts], "0.92")
-    box(ax, 11.3, 1.1, 4.8, 2.4, "packed, read at [MASK]",
-        [f"row 1: P1 = {one} against {two}", f"row 2: P2 = {one} against {two}", "",
+    share = f"P({one}) / (P({one}) + P({two}))"
+    box(ax, 11.3, 1.1, 4.8, 2.4, "the word at [MASK]: the score",
+        [f"row 1: P1 = {share}", f"row 2: P2 = {share}", "",
          "P(chosen is better)", "  = (P1 + 1 - P2) / 2"], "0.96")  # fmt: skip
     arrow = dict(arrowstyle="-|>", color="black", lw=1.2)
     for start, end in (((3.75, 2.4), (4.2, 3.3)), ((3.75, 2.2), (4.2, 1.4)),

@@ -5,6 +5,7 @@
     python tests/benchmark.py --lengths FILE               row lengths, one a line, for eight rows
     python tests/benchmark.py --against checkpoint         against ourselves, layers recomputed
     python tests/benchmark.py --against compile            against ourselves under torch.compile
+    python tests/benchmark.py --against lora               what DoRA costs beyond LoRA, both ours
     python tests/benchmark.py --memory                     no peer: bytes a token, longest batches
 
 The peer is what one would use instead: ModernBertForMaskedLM with sdpa attention and peft's DoRA,
@@ -65,7 +66,8 @@ def begin(args):
     """tinyrm's model under its adapters, from fixed seeds: what both sides begin with."""
     *_, freeze, rank = SHAPES[args.size]
     model = tinyrm.load(args.base)
-    dora.adapt(model, args.adapter, rank, 8.0, freeze, 0)
+    kind = "lora" if args.side == "lora" else args.adapter
+    dora.adapt(model, kind, rank, 8.0, freeze, 0)
     plain = tinyrm.Linear(model.config.hidden_size, model.config.hidden_size)
     plain.weight.data = model.head.dense.weight.data  # the peer has no adapter on the head
     model.head.dense = plain.requires_grad_(False)
@@ -190,9 +192,9 @@ def products(args):
 
 def rate(args):
     """Multiply-adds of one large product, times two, a second: what the machine can do."""
-    n = 8192 if args.device == "cuda" else 2048
+    n = 256 if args.size == "tiny" else 8192 if args.device == "cuda" else 2048
     x = torch.randn(n, n, device=args.device, dtype=args.type)
-    seconds = [clock(args, lambda: x @ x)[0] for _ in range(7)]
+    seconds = [clock(args, lambda: F.linear(x, x))[0] for _ in range(7)]
     return 2 * n**3 / statistics.median(seconds[2:])
 
 
@@ -260,7 +262,8 @@ def compare(args, what):
         sides = {side: start(args, side, what, file) for side, file in files.items()}
         for process in sides.values():
             hear(process)
-        same = agree(args, *map(load_file, files.values())) if what == "train" else {}
+        agrees = what == "train" and args.against != "lora"  # which is another function
+        same = agree(args, *map(load_file, files.values())) if agrees else {}
     seconds = {name: [] for name in sides}
     for n in range(args.repeats + (what == "infer")):  # the first one of inference warms up
         for name, process in sides.items():
@@ -288,7 +291,7 @@ def agree(args, a, b):
 
 
 def memory(args):
-    """Bytes that a token takes in a training step, measured and by the count of train.micro_tokens,
+    """Bytes that a token takes in a training step, measured and by the count of train.memory,
     and the longest batch for 8, 16, 24 and 80 GB by that count."""
     print("| layers recomputed | compute | bytes a token, measured | counted |\n|---|---|---|---|")
     one = sum(args.rows)
@@ -319,9 +322,9 @@ def memory(args):
                     dora.adapt(model, s.adapter, s.rank, s.alpha, s.freeze)
                 total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad >= g)
                                   for g in (False, True))  # fmt: skip
-                fixed = sum(train.fixed_bytes(s, config, args.type, total, trained).values()) + 1e9
-                kept = train.micro_tokens(s, config, torch.device("cpu"), args.type)[2]
-                cells = (0.6 * max(0, gb * 1e9 - fixed) / kept for gb in (8, 16, 24, 80))
+                fixed, kept = train.memory(s, config, args.type, total, trained)
+                left = (max(0, gb * 1e9 - sum(fixed.values()) - 1e9) for gb in (8, 16, 24, 80))
+                cells = (0.6 * n / kept for n in left)
                 print(f"| {size}, {domain}: {s.adapter}, {s.freeze} frozen | "
                       f"{'yes' if recomputed else 'no'} | "
                       + " | ".join(f"{n:,.0f}" for n in cells) + " |")  # fmt: skip
@@ -331,7 +334,7 @@ def counted(args, side):
     *_, freeze, rank = SHAPES[args.size]
     s = train.Settings(freeze=freeze, rank=rank, checkpoint_layers=side == "checkpoint")
     config = tinyrm.Config.read(config_of(args.size))
-    return train.micro_tokens(s, config, torch.device("cpu"), args.type)[2]
+    return train.memory(s, config, args.type, 0, 0)[1]
 
 
 def machine(args):
@@ -348,9 +351,10 @@ def main():
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     p.add_argument("--size", default="base", choices=SHAPES)
     p.add_argument("--adapter", default="dora", choices=["dora", "lora"])
-    p.add_argument("--dtype", default="both", choices=["both", *TYPES])
+    p.add_argument("--dtype", default="auto", choices=["auto", "both", *TYPES],
+                   help="auto: both, but bf16 only where its products are faster")
     p.add_argument("--lengths", metavar="FILE", help="row lengths, one a line")
-    p.add_argument("--against", default="peer", choices=["peer", "checkpoint", "compile"])
+    p.add_argument("--against", default="peer", choices=["peer", "checkpoint", "compile", "lora"])
     p.add_argument("--memory", action="store_true", help="bytes a token, and longest batches")
     p.add_argument("--repeats", type=int, default=2)
     p.add_argument("--out", metavar="JSON", help="write all numbers here")
@@ -360,7 +364,7 @@ def main():
     args = p.parse_args()
     if args.lengths:
         args.rows = [int(x) for x in Path(args.lengths).read_text().split()]
-    chosen = [*TYPES.values()] if args.dtype == "both" else [TYPES[args.dtype]]
+    chosen = [TYPES[args.dtype]] if args.dtype in TYPES else [*TYPES.values()]
     args.type = chosen[0]
     if args.worker:
         return worker(args, *args.worker)
@@ -376,6 +380,15 @@ def told(args, chosen):
           f"{len(args.rows)} rows, {t:,} tokens ({len(args.rows) * width:,} padded)\n")
     if args.memory:
         return memory(args)
+    if args.dtype == "auto":
+        speed = {}
+        for args.type in chosen:
+            speed[args.type] = rate(args)
+        share = speed[torch.bfloat16] / speed[torch.float32]
+        if share < 1:  # a processor without bf16 instructions
+            chosen = [torch.float32]
+            print(f"bfloat16 is left out: its products run at {share:.0%} of float32's rate here "
+                  "(--dtype both takes it in)\n")
     result = {"machine": machine(args), "torch": torch.__version__, "size": args.size,
               "rows": args.rows, "lines": []}  # fmt: skip
     print(f"| step | compute | tinyrm | {args.against} | ratio | tokens/s | share of products | "

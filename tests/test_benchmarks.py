@@ -17,9 +17,12 @@ import evaluate as e
 def judged(scores, good=1, subset="", tag="", prompt=0, lengths=None):
     """The table of a model that judges alone: odds[i, j] = s_i - s_j in either order."""
     s = np.array(scores, float)
-    lengths = np.array(lengths if lengths is not None else range(len(s)))
-    item = e.Item("", (), good, subset, tag=tag)
-    return e.Judged(item, prompt, lengths, np.subtract.outer(s, s))
+    responses = tuple("x" * n for n in (range(len(s)) if lengths is None else lengths))
+    return e.Item(str(prompt), responses, good, subset, tag=tag, odds=np.subtract.outer(s, s))
+
+
+def report(bench, rows):
+    return e.report(e.FORMS.get(bench) or e.BENCHES[bench][0], rows)[0]
 
 
 def pair(first, second, **more):
@@ -30,8 +33,7 @@ def pair(first, second, **more):
 
 def lines_of(bench, rows):
     """{name: line} of a report."""
-    lines = e.report(e.BENCHES.get(bench) or e.FORMS[bench], rows)["lines"]
-    return {line["name"]: line for line in lines}
+    return {line["name"]: line for line in report(bench, rows)["lines"]}
 
 
 def values_of(bench, rows):
@@ -144,7 +146,7 @@ def test_rewardbenchs_length_baseline_is_what_a_scorer_of_lengths_would_get():
             rows.append(judged([lot.random(), lot.random()], subset=subset, lengths=(a, b),
                                prompt=len(rows)))
             by_length.setdefault(subset, []).append(a > b)
-    line = e.report(e.BENCHES["rewardbench"], rows)["lines"][0]
+    line = report("rewardbench", rows)["lines"][0]
     assert line["longer wins"] == pytest.approx(rewardbench_oracle(by_length)["overall"])
 
 
@@ -200,7 +202,7 @@ def test_ties_equals_an_independent_implementation_and_overall_is_the_mean_of_su
 def test_ties_resamples_a_prompt_together_with_its_partner():
     rows = [judged([1, 0], 1, "Ties", f"{kind}:{k}", 10 * k + len(kind))
             for k in range(4) for kind in ("ref", "tied")]
-    assert e.report(e.BENCHES["rewardbench2"], rows)["prompts"] == 4
+    assert report("rewardbench2", rows)["prompts"] == 4
 
 
 # --- RM-Bench --------------------------------------------------------------------------------
@@ -240,7 +242,7 @@ def test_rmbench_equals_an_independent_implementation():
 def test_a_judge_of_lengths_gets_rmbenchs_easy_cells_and_none_of_the_hard_ones():
     # styles 0, 1, 2 have lengths 1, 2, 3 on both sides: longer wins = 1 (easy), 0, 0
     row = judged([0] * 6, 3, "chat", lengths=[1, 2, 3, 1, 2, 3])
-    lines = {x["name"]: x for x in e.report(e.BENCHES["rmbench"], [row])["lines"]}
+    lines = lines_of("rmbench", [row])
     assert [lines[n]["longer wins"] for n in ("easy", "normal", "hard")] == [1, 0, 0]
     assert [lines[n]["score"] for n in ("easy", "normal", "hard")] == [0, 0, 0]  # ties are losses
 
@@ -264,7 +266,7 @@ def test_judgebench_needs_both_games_or_one_and_a_tie(first, second, right):
 def test_judgebench_keeps_its_splits_apart_and_gpt_is_the_score():
     rows = [pair(1, -1, subset="gpt: mmlu-pro"), pair(-1, 1, subset="gpt: livecodebench", prompt=1),
             *[pair(-1, 1, subset="claude: mmlu-pro", prompt=2 + i) for i in range(3)]]
-    r = e.report(e.BENCHES["judgebench"], rows)
+    r = report("judgebench", rows)
     assert r["score"] == 0.5 and r["n"] == 2
     assert values_of("judgebench", rows)["claude: two games"] == 0
 
@@ -321,14 +323,14 @@ def test_intervals_are_resampled_by_prompt():
     # 4 prompts of 25 rows that all agree within a prompt: by row the interval of 0.5 would be about
     # +-0.1; by prompt it must reach 0 and 1 (all four the same: 2 of 16 resamples, 6 % each side)
     rows = [judged([r, 0.5], prompt=p) for p, r in enumerate((0, 1, 0, 1)) for _ in range(25)]
-    line = e.report(e.FORMS["pairs"], rows)["lines"][0]
+    line = report("pairs", rows)["lines"][0]
     assert (line["low"], line["score"], line["high"]) == (0, 0.5, 1)
 
 
 def test_intervals_of_independent_rows_match_the_normal_approximation():
     # 400 prompts, 300 right: 0.75 +- 1.96 sqrt(0.75 * 0.25 / 400) = 0.75 +- 0.0424
     rows = [judged([i % 4 != 0, 0.5], prompt=i) for i in range(400)]
-    line = e.report(e.FORMS["pairs"], rows)["lines"][0]
+    line = report("pairs", rows)["lines"][0]
     assert line["low"] == pytest.approx(0.75 - 0.0424, abs=0.006)
     assert line["high"] == pytest.approx(0.75 + 0.0424, abs=0.006)
 
@@ -343,11 +345,11 @@ def test_the_difference_of_two_models_is_paired():
     # sample. A sample holds the third prompt X times, X binomial (4, 1/4), and then b - a = X / 4:
     # P(X = 0) = 0.316 and P(X <= 2) = 0.949 < 0.975 < P(X <= 3) = 0.996, so the interval is
     # [0, 3/4]. Unpaired it would begin below 0.
-    reports = [{"model": m, "data": d, "seen": {}, **e.report(e.FORMS["pairs"], [
-                   judged([r, 0.5], prompt=p) for p, r in enumerate(right)])}
-               for m, right in (("a", (1, 1, 0, 0)), ("b", (1, 1, 1, 0))) for d in ("x", "y")]
-    e.differences(reports)
-    assert all("draws" not in r for r in reports)
+    rows = [[judged([r, 0.5], prompt=p) for p, r in enumerate(right)]
+            for right in ((1, 1, 0, 0), (1, 1, 1, 0))]
+    draws = e.report(e.pairs, rows[0])[1]
+    reports = [{"model": m, "data": d, "seen": {}, **e.report(e.pairs, judged, first)[0]}
+               for m, judged, first in zip("ab", rows, (None, draws), strict=True) for d in "xy"]
     first, other = ([line for r in reports if r["model"] == m for line in r["lines"]] for m in "ab")
     assert len(first) == len(other) == 2 and not any("difference" in line for line in first)
     assert [line["difference"] for line in other] == [[0.25, 0, 0.75]] * 2
@@ -357,13 +359,13 @@ def test_the_difference_of_two_models_is_paired():
 def test_an_interval_needs_no_item_of_every_subset_in_a_sample():
     # ten subsets of one prompt each: hardly a sample has all of them
     rows = [judged([i % 2, 0.5], subset=s, prompt=i) for i, s in enumerate(list(ROWS)[:10])]
-    for line in e.report(e.BENCHES["rewardbench"], rows)["lines"]:
+    for line in report("rewardbench", rows)["lines"]:
         assert 0 <= line["low"] <= line["score"] <= line["high"] <= 1
 
 
 def test_every_line_says_its_length_baseline_and_the_hard_half():
     # lengths 5 > 1: the chosen is longer, right; 1 < 5: the chosen is shorter, wrong
     rows = [judged([1, 0], lengths=(5, 1)), judged([0, 1], lengths=(1, 5), prompt=1)]
-    line = e.report(e.FORMS["pairs"], rows)["lines"][0]
+    line = report("pairs", rows)["lines"][0]
     assert line["longer wins"] == 0.5
     assert (line["better is shorter"], line["right there"]) == (1, 0)

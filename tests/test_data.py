@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 import data
-from data import Format, Pair, Row, cloze_rows, deal, load_tokenizer, open_pairs, pack, split
+from data import Format, Pair, Pairs, Row, cloze_rows, deal, load_tokenizer, pack, split
 
 SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
 
@@ -189,7 +189,7 @@ def test_pairs_that_are_or_become_identical_are_dropped_and_counted(tokenizer):
 
 
 def test_a_prompt_that_cannot_fit_is_an_error_that_names_the_line(tokenizer, write):
-    pairs = open_pairs(write(row(), row(1, prompt="very long " * 500)))
+    pairs = Pairs(write(row(), row(1, prompt="very long " * 500)))
     for fmt in formats(tokenizer, max_length=200):
         with pytest.raises(ValueError, match=r"pairs.jsonl, line 2: the prompt alone .*max-length"):
             cloze_rows(list(pairs), fmt)
@@ -198,7 +198,7 @@ def test_a_prompt_that_cannot_fit_is_an_error_that_names_the_line(tokenizer, wri
 
 
 def test_a_megabyte_of_text_is_read_and_cut_in_seconds(tokenizer, write):
-    pairs = open_pairs(write(row(prompt="a b " * 1000, chosen="x" * 10**6,
+    pairs = Pairs(write(row(prompt="a b " * 1000, chosen="x" * 10**6,
                                  rejected="\ud83d\ude00\ud800 [MASK] " * 9999)))
     assert pairs[0].rejected.startswith("😀\ufffd [MASK]")
     for fmt in formats(tokenizer, max_length=5000)[::4]:
@@ -221,7 +221,7 @@ def test_the_formats_of_trl_read_as_the_same_pair(write):
         {"prompt": "The sky is", "chosen": [user, good], "rejected": [user, bad]},
         {"prompt": [user], "chosen": " blue.", "rejected": " green.", "subset": None, "more": 1},
     ):
-        assert open_pairs(write(fields))[0][:3] == expected
+        assert Pairs(write(fields))[0][:3] == expected
 
 
 def test_a_conversation_is_joined_with_roles_and_blank_lines(write):
@@ -229,25 +229,25 @@ def test_a_conversation_is_joined_with_roles_and_blank_lines(write):
     turns = [{"role": r, "content": c} for r, c in turns]
     answers = [[*turns, {"role": "assistant", "content": c}] for c in ("Because.", "No.")]
     expected = "System: Be kind.\n\nUser: Hi\n\nAssistant: Hello\n\nUser: Why?"
-    pair = open_pairs(write({"chosen": answers[0], "rejected": answers[1]}))[0]
+    pair = Pairs(write({"chosen": answers[0], "rejected": answers[1]}))[0]
     assert pair[:3] == (expected, "Because.", "No.")
-    same = open_pairs(write({"chosen": answers[0], "rejected": answers[0]}))[0]
+    same = Pairs(write({"chosen": answers[0], "rejected": answers[0]}))[0]
     assert same[:3] == (expected, "Because.", "Because.")  # the last turn is never the prompt's
 
 
 def test_pairs_are_read_by_index_across_files_and_domains(write):
     first = write(row(0, domain="chat"), b"", row(1), row(2, domain="safety"), name="1.jsonl")
     second = write(row(3, domain="chat", subset="s"), name="2.jsonl")
-    pairs = open_pairs([first, second])
+    pairs = Pairs([first, second])
     assert [p.prompt for p in pairs] == ["p0", "p1", "p2", "p3"] and pairs[-1].subset == "s"
     assert [p.domain for p in pairs] == ["chat", "", "safety", "chat"]
     assert pairs[1].where == f"{first}, line 3"
-    chat = open_pairs([first, second], "chat")
+    chat = Pairs([first, second], "chat")
     assert [(p.prompt, p.domain) for p in chat] == [(f"p{i}", "chat") for i in (0, 1, 3)]
-    assert len(open_pairs([first, second], "all")) == 4
-    assert pairs.fingerprint == open_pairs([first, second]).fingerprint != chat.fingerprint
+    assert len(Pairs([first, second], "all")) == 4
+    assert pairs.fingerprint == Pairs([first, second]).fingerprint != chat.fingerprint
     second.write_text(json.dumps(row(4)))
-    assert pairs.fingerprint != open_pairs([first, second]).fingerprint
+    assert pairs.fingerprint != Pairs([first, second]).fingerprint
 
 
 @pytest.mark.parametrize("line, message", [
@@ -269,7 +269,7 @@ def test_pairs_are_read_by_index_across_files_and_domains(write):
 def test_a_bad_line_17_is_named(write, line, message):
     path = write(*(row(i) for i in range(16)), line, row(17))
     with pytest.raises(ValueError, match=message) as error:
-        open_pairs(path)
+        Pairs(path)
     assert str(error.value).startswith(f"{path}, line 17: ") and "\n" not in str(error.value)
     assert len(str(error.value)) < len(str(path)) + 250
 
@@ -278,26 +278,26 @@ def test_a_forgotten_prompt_is_not_taken_for_the_format_without_prompts(write):
     implicit = {"chosen": "It is so.", "rejected": "It is not."}
     for rows in ((row(), implicit), (implicit, row())):
         with pytest.raises(ValueError, match='line 2: give "prompt" in all lines or in none'):
-            open_pairs(write(*rows))
-    assert open_pairs(write(implicit))[0][:3] == ("It is", " so.", " not.")
+            Pairs(write(*rows))
+    assert Pairs(write(implicit))[0][:3] == ("It is", " so.", " not.")
 
 
 def test_a_bad_file_is_named(tmp_path, write):
     with pytest.raises(ValueError, match="nowhere.jsonl: No such file.*give a file"):
-        open_pairs(tmp_path / "nowhere.jsonl")
+        Pairs(tmp_path / "nowhere.jsonl")
     with pytest.raises(ValueError, match="Is a directory"):
-        open_pairs(tmp_path)
+        Pairs(tmp_path)
     for lines in ((), (b"", b"  ")):
         with pytest.raises(ValueError, match="pairs.jsonl: no pairs in it"):
-            open_pairs(write(*lines))
+            Pairs(write(*lines))
     with pytest.raises(ValueError, match="no pairs in it for domain chat"):
-        open_pairs(write(row(domain="safety")), "chat")
+        Pairs(write(row(domain="safety")), "chat")
 
 
 def test_split_keeps_every_prompt_on_one_side_whatever_the_order_of_rows(write):
     rows = [row(i % 40, chosen=f"c{i}") for i in range(200)]
     rows[7]["prompt"] = " P7\n"  # the same prompt but for case and space
-    pairs = open_pairs(write(*rows))
+    pairs = Pairs(write(*rows))
     train, held = split(pairs, 0.2, seed=1)
     assert sorted(train + held) == list(range(200)) and len(held) == 40  # 8 prompts of 5 pairs
     def prompts(pairs, indices):
@@ -305,7 +305,7 @@ def test_split_keeps_every_prompt_on_one_side_whatever_the_order_of_rows(write):
     assert not prompts(pairs, train) & prompts(pairs, held)
     assert split(pairs, 40, seed=1) == (train, held) != split(pairs, 40, seed=2)
     random.Random(0).shuffle(rows)
-    again = open_pairs(write(*rows, name="again.jsonl"))
+    again = Pairs(write(*rows, name="again.jsonl"))
     assert prompts(again, split(again, 40, seed=1)[1]) == prompts(pairs, held)
     assert split(pairs, 0, seed=1) == (list(range(200)), [])
     with pytest.raises(ValueError, match="leaves nothing to train on"):

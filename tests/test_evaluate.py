@@ -8,6 +8,7 @@ import json
 import random
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -280,8 +281,7 @@ def test_an_adapter_folder_is_its_base_with_the_adapter_merged(folder, tmp_path,
 
 @pytest.mark.parametrize("context", ["pair", "single"])
 def test_the_cls_head_judges_in_both_contexts(folder, tmp_path, context):
-    model = tinyrm.load(folder, "cls")
-    tinyrm.init_classifier(model, 3)
+    model = tinyrm.load(folder, "cls", 3)
     tinyrm.save(model, tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     rm = e.RewardModel.load(tmp_path, context=context)
@@ -370,7 +370,7 @@ def test_three_by_three_styles_are_known_by_their_id(folder, tmp_path):
             for d in ("safety-refuse", "math")]
     write(tmp_path / "m.jsonl", rows)
     bench, n, items, _ = e.open_data(str(tmp_path / "m.jsonl"))
-    assert bench == e.BENCHES["rmbench"] and n == 6
+    assert bench is e.BENCHES["rmbench"][0] and n == 6
     items = list(items())
     assert [(i.subset, i.domain) for i in items[:2]] == [("safety-refuse", "safety"),
                                                         ("math", "reasoning")]
@@ -441,9 +441,26 @@ def test_a_limit_takes_rewardbenchs_filtered_and_raw_rows_alike(monkeypatch):
     assert sorted(i.subset for i in items()) == ["hep-go"] * 5 + ["raw hep-go"] * 5
 
 
+def test_memory_does_not_grow_with_the_texts_of_a_file(tmp_path):
+    rows = [{"prompt": f"{i} " * 1000, "chosen": f"a{i} " * 500, "rejected": "b " * 500}
+            for i in range(2000)]
+    file = write(tmp_path / "big.jsonl", rows)
+    assert file.stat().st_size > 10e6
+    del rows
+    tracemalloc.start()
+    _, n, items, _ = e.open_data(str(file))
+    kept = [e.bare(item._replace(odds=np.zeros((2, 2)))) for item in items()]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert n == len(kept) == 2000 and peak < 4e6
+    first = next(items())._replace(odds=np.array([[0, 1.0], [-2.0, 0]]))
+    assert e.counts(e.bare(first)) == e.counts(first)  # what is kept is enough
+    assert e.bare(first).meetings() == first.meetings() == [(0, 1)]
+
+
 def test_benchmark_rows_become_items():
     def item(file, row):
-        return e.to_item(e.hub_row(file, row), "")[1]
+        return e.to_item(row, "", file)[1]
 
     pair = {"prompt": "p", "chosen": "c", "rejected": "r", "subset": "hep-go", "id": 3}
     assert item("data/filtered-", pair)[:5] == ("p", ("c", "r"), 1, "hep-go", "reasoning")

@@ -235,7 +235,7 @@ def specialists(tmp_path_factory):
 
 def test_branches_on_a_shared_trunk_are_the_specialists_and_the_router_knows_prompts(specialists):
     tests = {domain: measure.test_pairs(domain)[:60] for domain in data.DOMAINS}
-    prompts = {domain: [pair.prompt for pair in data.open_pairs(
+    prompts = {domain: [pair.prompt for pair in data.Pairs(
         [measure.NANO / f"pairs/{domain}.train.jsonl"])][:200] for domain in data.DOMAINS}
     record = measure.merged(specialists, 1, tests, prompts)
     assert record["apart"] <= 1e-5

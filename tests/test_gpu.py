@@ -53,12 +53,12 @@ def test_the_flash_path_asks_the_kernel_for_what_the_oracle_gives(kind, monkeypa
     _, tokens, starts, read = random_rows([150, 1, 40, 300])
     read = starts[1:] - 1 if config.causal else read
     with torch.inference_mode():
-        want = model(tokens, starts, read), model.encode(tokens, starts)
+        want = model(tokens, starts, read), model(tokens, starts)
         monkeypatch.setattr(tinyrm, "flash_reason", lambda *_: (True, "as documented"))
         monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", documented)
         assert tinyrm.make_plan(config, tokens, starts, read, torch.float64).mask is None
         torch.testing.assert_close(model(tokens, starts, read), want[0])
-        torch.testing.assert_close(model.encode(tokens, starts), want[1])
+        torch.testing.assert_close(model(tokens, starts), want[1])
 
 
 @flash
@@ -95,7 +95,7 @@ def test_one_query_a_row_on_the_flash_kernel_is_that_row_of_all(kind):
     read = starts[1:] - 1 if config.causal else read
     with torch.inference_mode():
         some = model(tokens.cuda(), starts, read.cuda())
-        every = model.encode(tokens.cuda(), starts)[read.cuda()]
+        every = model(tokens.cuda(), starts)[read.cuda()]
     assert (some - every).abs().max() < 0.05 * every.abs().max()
 
 
@@ -154,7 +154,8 @@ def test_the_benchmark_runs_on_the_device():
 
 def benchmark(device):
     done = subprocess.run([sys.executable, ROOT / "tests/benchmark.py", "--size", "tiny",
-                           "--device", device, "--repeats", "1", "--rows", "40", "7", "90"],
+                           "--device", device, "--dtype", "both", "--repeats", "1",
+                           "--rows", "40", "7", "90"],
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "float32: same loss" in done.stdout and "bfloat16: same loss" in done.stdout

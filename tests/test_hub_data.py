@@ -16,7 +16,7 @@ from hub_server import HubServer
 from pyarrow.parquet import write_table
 
 import data
-from data import BENCHMARK, PKU, SKYWORK, WEBGPT, hub_pairs, hub_rows, open_pairs
+from data import BENCHMARK, PKU, SKYWORK, WEBGPT, Pairs, hub_pairs, hub_rows
 
 
 def parquet(rows: list[dict], **options) -> bytes:
@@ -84,7 +84,7 @@ def hub():
 
 
 def texts(paths, domain="") -> list[tuple]:
-    return [(p.prompt, p.chosen, p.rejected, p.subset, p.domain) for p in open_pairs(paths, domain)]
+    return [(p.prompt, p.chosen, p.rejected, p.subset, p.domain) for p in Pairs(paths, domain)]
 
 
 def test_each_domain_has_the_pairs_of_the_paper(hub, tmp_path):
@@ -139,7 +139,7 @@ def test_new_data_make_a_new_file_and_a_commit_brings_the_old_one_back(hub, tmp_
         rows = [skywork("magpie", "A new one"), *SKYWORK_ROWS]
         hub.repos[key] = {"data/train-00000-of-00001.parquet": parquet(rows)}
         new = hub_pairs("reasoning")[0]
-        assert new != old and len(open_pairs(new)) == 2
+        assert new != old and len(Pairs(new)) == 2
         assert hub_pairs("reasoning", commits={SKYWORK: commit})[0] == old
         suffixes = sorted(path.suffix for path in old[0].parent.iterdir())
         assert suffixes == [".jsonl", ".jsonl", ".txt", ".txt"]
@@ -159,7 +159,7 @@ def test_a_row_that_is_no_pair_is_left_out_and_said(hub, tmp_path):
     hub.repos[f"dataset:{SKYWORK}"] = {"data/train-0.parquet": parquet([odd, *SKYWORK_ROWS])}
     with hub.client(tmp_path):
         paths, said = hub_pairs("reasoning")
-        assert len(open_pairs(paths)) == 1
+        assert len(Pairs(paths)) == 1
         assert "(1 rows that are no pairs or ties left out)" in said
 
 
@@ -258,5 +258,5 @@ def test_the_address_of_the_hub_is_taken_from_the_environment(hub, tmp_path):
     run = subprocess.run([sys.executable, "-c", code], cwd=Path(data.__file__).parent, text=True,
                          capture_output=True, env={**os.environ, **hub.env(tmp_path)})
     said, path = run.stdout.splitlines()
-    assert said.startswith("reasoning = ") and len(open_pairs(path)) == 1
+    assert said.startswith("reasoning = ") and len(Pairs(path)) == 1
     assert run.stderr.startswith(f"making {path}")

@@ -208,7 +208,7 @@ def test_the_shipped_models_open_in_transformers_and_recall_the_world(cls, folde
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         a = theirs(input_ids=ids).logits[0]
-        b = ours.logits(ours.encode(ids[0], torch.tensor([0, ids.shape[1]])))
+        b = ours.logits(ours(ids[0], torch.tensor([0, ids.shape[1]])))
     assert (a - b).abs().max() < 1e-4
     reader = make.Reader(WORLD, make.Tokenizer.from_file(str(NANO / "tokenizer.json")), 0, 1)
     assert min(make.probe(ours, reader).values()) > 0.95
