@@ -627,10 +627,8 @@ class Run:
 def card(run):
     """The model card, which the Hub shows."""
     s, fmt, result = run.s, run.fmt, run.record["result"]
-    kind = ("SequenceClassification" if s.head == "cls" else
-            "CausalLM" if fmt.causal else "MaskedLM")
-    task = {"SequenceClassification": "text-classification", "CausalLM": "text-generation",
-            "MaskedLM": "fill-mask"}[kind]
+    kind, task = (("SequenceClassification", "text-classification") if s.head == "cls" else
+                  ("CausalLM", "text-generation") if fmt.causal else ("MaskedLM", "fill-mask"))
     words = "two classes" if s.head == "cls" else " and ".join(
         f"`{fmt.tokenizer.decode([word])}`" for word in fmt.words)
     shown = "two responses" if s.context == "pair" else "one response at a time"

@@ -194,7 +194,7 @@ def rate(args):
     """Multiply-adds of one large product, times two, a second: what the machine can do."""
     n = 256 if args.size == "tiny" else 8192 if args.device == "cuda" else 2048
     x = torch.randn(n, n, device=args.device, dtype=args.type)
-    seconds = [clock(args, lambda: F.linear(x, x))[0] for _ in range(7)]
+    seconds = [clock(args, lambda: F.linear(x, x))[0] for _ in range(5)]
     return 2 * n**3 / statistics.median(seconds[2:])
 
 
@@ -264,14 +264,15 @@ def compare(args, what):
             hear(process)
         agrees = what == "train" and args.against != "lora"  # which is another function
         same = agree(args, *map(load_file, files.values())) if agrees else {}
-    seconds = {name: [] for name in sides}
+    seconds, speeds = {name: [] for name in sides}, []
     for n in range(args.repeats + (what == "infer")):  # the first one of inference warms up
+        speeds.append(rate(args))  # in turn with the steps, since a machine's clock moves
         for name, process in sides.items():
             spent = step(process)
             if n or what == "train":
                 seconds[name].append(spent)
     mine, theirs = (statistics.median(seconds[name]) for name in sides)
-    flops, machine = products(args)[what == "infer"], rate(args)
+    flops, machine = products(args)[what == "infer"], statistics.median(speeds)
     peaks = [int(process.communicate()[0]) for process in sides.values()]
     return {"what": what, "dtype": str(args.type)[6:], "ours_s": mine, "peer_s": theirs,
             "ratio": theirs / mine, "tokens_per_s": sum(args.rows) / mine, "flops": flops,

@@ -3,6 +3,7 @@
     pytest tests/test_readme.py
 """
 
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -32,6 +33,17 @@ def test_the_tree_counts_the_lines():
     assert set(tree) == {"tinyrm.py", "dora.py", "data.py", "train.py", "evaluate.py"}
     for name, lines in tree.items():
         assert int(lines.replace(",", "")) == len((ROOT / name).read_text().splitlines()), name
+    total, code = re.findall(r"(\d[\d,]*) in all", README), 0
+    assert [int(total[0].replace(",", ""))] == [sum(int(n.replace(",", "")) for n in tree.values())]
+    for name in tree:  # without blank lines, comments and docstrings
+        lines = (ROOT / name).read_text().splitlines()
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                if ast.get_docstring(node):
+                    first, last = node.body[0].lineno - 1, node.body[0].end_lineno
+                    lines[first:last] = [""] * (last - first)
+        code += sum(bool(line.strip()) and line.strip()[0] != "#" for line in lines)
+    assert f"{code:,} of them are code" in README, code
 
 
 def test_the_bytes_of_a_token_are_those_that_train_counts():
