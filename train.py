@@ -331,6 +331,8 @@ def save_state(out, step, model, optimizer):
 
 def load_state(out, model, optimizer):
     """Put the newest whole state in place and return its step; 0 without one."""
+    for folder in (out / "state").glob("step-??????"):
+        raise ValueError(f"{folder} is of an earlier version: resume with that, or begin a new run")
     found = sorted((out / "state").glob("step-??????.safetensors"))
     if not found:
         return 0

@@ -236,6 +236,16 @@ def test_a_state_cut_in_half_is_never_seen(base, tmp_path, monkeypatch):
     assert left == before
 
 
+def test_a_state_of_an_earlier_version_is_not_taken_for_none(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.Run, "finish", lambda self: self.save(6))  # as if killed before it
+    train.main([*map(str, base)])
+    (state,) = (tmp_path / "run/state").iterdir()
+    state.unlink()
+    state.with_suffix("").mkdir()
+    with pytest.raises(ValueError, match="step-000006 is of an earlier version"):
+        train.main(["--resume", str(tmp_path / "run")])
+
+
 def test_schedule_by_hand():
     # 100 steps: 6 of warm-up, the peak at step 6 (counted from 0), 2 % at the last
 
