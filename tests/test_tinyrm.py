@@ -145,6 +145,16 @@ def test_one_short_row_in_the_real_shapes(size, tmp_path):
         assert (few - theirs[:, some]).abs().max() < 1e-4
 
 
+def test_a_fresh_classifier_is_drawn_from_the_seed_and_the_head_below_it_kept():
+    one, same, other = (tinyrm.load(tinyrm.HERE / "nano", "cls", seed) for seed in (3, 3, 4))
+    assert torch.equal(one.classifier.weight, same.classifier.weight)
+    assert not torch.equal(one.classifier.weight, other.classifier.weight)
+    scaled = one.classifier.weight.detach() * 128**0.5  # normal with D^-0.5, cut off at 2 of these
+    assert scaled.abs().max() <= 2 and 0.75 < scaled.std() < 1  # 0.88 of 256, cut
+    assert not one.classifier.bias.any()
+    assert torch.equal(one.head.dense.weight, tinyrm.load(tinyrm.HERE / "nano").head.dense.weight)
+
+
 def test_old_and_new_schema_read_alike():
     old = hub_config(local_rope_theta=9000.0)
     new = ModernBertConfig(**old).to_dict()
