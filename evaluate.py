@@ -645,7 +645,7 @@ def main(argv=None):
                            "torch": torch.__version__, "python": sys.version.split()[0]},
               "resamples": RESAMPLES, "reports": reports}
     args.out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=args.out) as part:  # both files appear whole, or none
+    with TemporaryDirectory(dir=args.out) as part:  # each file appears whole, or not at all
         with open(Path(part, "scores.jsonl"), "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for r, items in zip(reports, judged, strict=True)
                             for item in items for row in score_rows(r, item))

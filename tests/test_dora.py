@@ -3,6 +3,10 @@
     pytest tests/test_dora.py
 """
 
+import argparse
+import json
+
+import benchmark
 import peft
 import pytest
 import torch
@@ -302,3 +306,24 @@ def test_bf16_gradients_are_those_of_float32_within_bf16(kind):
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
     assert grads[1].dtype == torch.float32
     assert nn.functional.cosine_similarity(*grads, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("key", ["r", "lora_alpha"])
+def test_an_adapter_whose_config_lacks_a_number_is_one_line(tmp_path, key):
+    model = tinyrm.load(tinyrm.HERE / "nano")
+    dora.adapt(model, "dora", 2, 8.0, 3)
+    dora.save_adapter(model, tmp_path, "nano")
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text())
+    del config[key]
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"does not fit this model: '{key}'"):
+        dora.load_adapter(tinyrm.load(tinyrm.HERE / "nano"), tmp_path)
+
+
+def test_the_benchmark_against_lora_gives_the_other_side_lora(tmp_path):
+    tinyrm.save(tinyrm.ModernBERT(tinyrm.Config.read(benchmark.config_of("tiny"))), tmp_path)
+    args = argparse.Namespace(base=tmp_path, size="tiny", adapter="dora", side="ours")
+    assert all(x.m is not None for x in dora.adapters(benchmark.begin(args)).values())
+    args.side = "lora"
+    assert all(x.m is None for x in dora.adapters(benchmark.begin(args)).values())
