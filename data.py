@@ -1,488 +1,532 @@
-"""Preference pairs in, packed cloze batches out.
+"""A preference pair in, packed cloze rows out.
 
-    pair (prompt, chosen, rejected)                                             `Pairs`
-      -> two rows of token ids, one for each order, with exactly one [MASK]     `cloze_rows`
-      -> one packed batch: all rows end to end, never padded                    `pack`
+    pair (prompt, chosen, rejected)
+      -> two rows of token ids, one for each order, with exactly one [MASK]     PromptFormat.rows
+      -> one packed batch: all rows end to end, never padded                    pack
 
-Shapes: B rows, T tokens of all rows. `python data.py [DOMAIN [FILE]]` shows one pair on its way.
+The file goes in this order: what a pair is; the domains and their questions; the templates; how a
+template is filled, tokenised and truncated; rows into batches. Files of pairs and the paper's data
+sets are read in infra/pairs.py and infra/sources.py.
+
+Shapes: B rows, T tokens of all rows. `python data.py [DOMAIN]` shows one pair on its way.
 """
 
-import hashlib
 import heapq
 import json
-import re
+import math
 import sys
-from array import array
 from bisect import bisect_right
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
-from itertools import accumulate, chain, count, pairwise
-from os.path import commonprefix
+from enum import Enum
+from functools import cached_property
+from itertools import chain, combinations, count, product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-import huggingface_hub.constants  # the rest of it comes when first used
 import torch
-from tokenizers import Tokenizer
+import torch.nn.functional as F
+from tokenizers import Encoding, Tokenizer
 
-DOMAINS = ("reasoning", "safety", "chat")
+# -------------------------------------------------------------------------------- what is compared
 
 
 class Pair(NamedTuple):
+    """A prompt and two responses, of which the chosen one is better."""
+
     prompt: str
     chosen: str
     rejected: str
     subset: str = ""
+    domain: str = ""  # the pair's own, where a set has several domains
+    where: str = ""  # "FILE, line N", so that an error can name it
+
+
+class Item(NamedTuple):
+    """A prompt and any number of responses to judge: a pair, best of n, RM-Bench's 3 + 3."""
+
+    prompt: str
+    responses: tuple[str, ...]  # the `good` better ones first
+    good: int = 1
+    subset: str = ""
     domain: str = ""
-    where: str = ""  # "FILE, line N" for a pair from a file, so that an error can name it
+    where: str = ""
+    tag: str = ""  # "KIND:GROUP": items of one group belong together (RewardBench 2's Ties)
+    good_against_bad: bool = False  # compare these only, not all with all
+
+    def comparisons(self) -> list[tuple[int, int]]:
+        """The pairs (i, j) of responses that are compared."""
+        n = len(self.responses)
+        if self.good_against_bad:
+            return list(product(range(self.good), range(self.good, n)))
+        return list(combinations(range(n), 2))
 
 
-def clean(text):
+def clean(text: str) -> str:
     """The text with lone surrogates (no UTF-8, so no tokens) replaced by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def prompt_key(prompt):
-    """64 bits by which two prompts count as the same one: case and white space do not matter."""
-    text = " ".join(clean(prompt).casefold().split())
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+# --------------------------------------------------------------------- domains and their questions
 
 
-def to_text(value, where):
-    """A string as it is; messages as `User: ...` / `Assistant: ...` with blank lines between, but
-    one alone is bare, so that a single-turn chat and a plain string read the same."""
-    if isinstance(value, str):
-        return clean(value)
-    try:
-        turns = [(clean(turn["role"]).capitalize(), clean(turn["content"])) for turn in value]
-        return "\n\n".join(map(": ".join, turns)) if turns[1:] else turns[0][1]
-    except (AttributeError, IndexError, KeyError, TypeError):
-        said = "missing or null" if value is None else json.dumps(value)[:60]
-        raise ValueError(f"{where} is {said}: give a string, or a list of messages "
-                         '{"role": "user", "content": "..."}') from None
+@dataclass(frozen=True)
+class Domain:
+    """What a domain asks, and where its training pairs come from."""
 
+    # template "option", both responses in the row: the paper's words for chat, ours after the
+    # author's for the others
+    question: str
+    # template "option", one response in the row: ours
+    single_question: str
+    # template "choice": the words of the author's best large runs, and where they differ those of
+    # his generalist
+    choice_question: str
+    choice_question_all: str = ""
+    # data sets on the Hub, which infra/sources.py knows how to read; and those that the author made
+    sources: tuple[str, ...] = ()
+    author_sources: tuple[str, ...] = ()
 
-def to_pair(row, where):
-    """One row of a pairs file, in any of TRL's preference formats; `where` names it in errors.
-    A prompt that is not given is what both sides begin with: whole words, or turns but the last."""
-    if missing := {"chosen", "rejected"} - row.keys():
-        raise ValueError(f'{where}: no "{min(missing)}": give "prompt", "chosen" and "rejected"')
-    a, b, domain, head = row["chosen"], row["rejected"], row.get("domain") or "", None
-    if isinstance(a, str) and isinstance(b, str):
-        head = commonprefix([a, b])
-        head = head[:max(head.rfind(" "), head.rfind("\n"), 0)]
-    elif isinstance(a, list) and isinstance(b, list):
-        head = a[:len(commonprefix([[*map(str, turns[:-1])] for turns in (a, b)]))]
-    prompt = to_text(row.get("prompt", head or None), f'{where}: "prompt"')
-    # some sets repeat the prompt at the head of both conversations: it is not shown twice
-    if "prompt" not in row or head and isinstance(head, list) and to_text(head, where) == prompt:
-        a, b = a[len(head):], b[len(head):]
-    if domain and domain not in DOMAINS:
-        raise ValueError(f'{where}: unknown domain "{domain}": use {", ".join(DOMAINS)}, or none')
-    texts = {"chosen": a, "rejected": b, "subset": row.get("subset") or ""}
-    return Pair(prompt, *(to_text(texts[key], f'{where}: "{key}"') for key in texts), domain)
-
-
-def read_rows(path):
-    """(line number, row) of a file of JSON lines; skips blank lines."""
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ValueError(f"no object: {line[:40]!r}")
-                    yield number, row
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}: give a file of JSON lines") from None
-    except (ValueError, RecursionError) as error:  # ValueError: also bytes that are not UTF-8
-        said = f"not valid JSON ({str(error).replace('line 1 ', '')}): give one object a line"
-        raise ValueError(f"{path}, line {number}: {said}") from None
-
-
-class Pairs(Sequence):
-    """The pairs of one file or several: every line is validated now, and read when asked for; 32
-    bytes a pair are kept. With a domain, rows of others are left out, rows without are its own.
-    `fingerprint` changes with the prompts, and with the lengths of the lines."""
-
-    def __init__(self, paths, domain=""):
-        self.paths = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
-        self.domain = "" if domain == "all" else domain
-        self.index = array("Q")  # of each pair: file, line, prompt key
-        self.starts = []  # of each file: the byte at which each line begins
-        for number, path in enumerate(self.paths):
-            before, forms = len(self), set()
-            for line, row in read_rows(path):
-                pair = to_pair(row, f"{path}, line {line}")
-                forms.add("prompt" in row)
-                if len(forms) > 1:  # a forgotten prompt, not TRL's format without
-                    raise ValueError(f'{path}, line {line}: give "prompt" in all lines or in none')
-                if not self.domain or pair.domain in ("", self.domain):
-                    self.index.extend((number, line, prompt_key(pair.prompt)))
-            if len(self) == before:
-                raise ValueError(f"{path}: no pairs in it for domain {domain or 'all'}: give some")
-            with open(path, "rb") as file:
-                self.starts.append(array("Q", accumulate(map(len, file), initial=0)))
-        self.fingerprint = hashlib.blake2b(b"".join([self.index, *self.starts])).hexdigest()[:32]
-
-    def __len__(self):
-        return len(self.index) // 3
-
-    def __getitem__(self, i):
-        at = 3 * range(len(self))[i]  # which also refuses an index beyond the end
-        number, line, _ = self.index[at:at + 3]
-        where = f"{self.paths[number]}, line {line}"
-        with open(self.paths[number], "rb") as file:  # opened anew: safe from several threads
-            file.seek(self.starts[number][line - 1])
-            pair = to_pair(json.loads(file.readline()), where)
-        return pair._replace(domain=pair.domain or self.domain, where=where)
-
-
-def split(pairs, held_out, seed):
-    """(train indices, held-out indices), never with a prompt in both. held_out is a share of the
-    pairs if below 1, else their number; which prompts does not depend on the order of the rows."""
-    keys = pairs.index[2::3]
-    sizes, want = Counter(keys), held_out * len(keys) if held_out < 1 else held_out
-    order = sorted(sizes, key=lambda key: hashlib.blake2b(b"%d %d" % (seed, key)).digest())
-    before = accumulate(map(sizes.get, order), initial=0)  # pairs of the prompts before each
-    held = {key for key, pairs_before in zip(order, before, strict=False) if pairs_before < want}
-    if len(held) == len(sizes):
-        raise ValueError(f"holding out {held_out:g} of {len(keys)} pairs ({len(sizes)} prompts) "
-                         "leaves nothing to train on: hold out fewer, or give more prompts")
-    train = [i for i, key in enumerate(keys) if key not in held]
-    return train, [i for i, key in enumerate(keys) if key in held]
-
-
-# --- the Hub ---------------------------------------------------------------------------------
 
 SKYWORK = "Skywork/Skywork-Reward-Preference-80K-v0.2"
-PKU = "PKU-Alignment/PKU-SafeRLHF"
-WEBGPT = "openai/webgpt_comparisons"
-BENCHMARK = "allenai/reward-bench"
-SOURCES = {  # of each domain: the upstream repositories, and the author's ready-made ones
-    "reasoning": ([SKYWORK], ["sarahpann/skywork_reasoning"]),
-    "safety": ([SKYWORK, PKU], ["sarahpann/skywork_safety", "sarahpann/PKU_SafeRLHF_simp"]),
-    "chat": ([SKYWORK, WEBGPT], ["sarahpann/skywork_chat", "sarahpann/webgpt_comparisons_simp"])}
-# (files, branch), where not the data/ of main; WebGPT's own files are a script
-PLACES = {PKU: ("data/*/train.jsonl", None), WEBGPT: ("*/train/", "refs/convert/parquet")}
-# part -> domain, and how many pairs the author had (the last two rounded). A Skywork row is of the
-# one part whose name its `source` holds, in any case: the split that gives exactly his counts.
-PARTS = {"magpie": ("reasoning", 54_582), "offset": ("safety", 8_504),
-         "wildguard": ("safety", 6_709), "helpsteer": ("chat", 7_221),
-         "PKU-SafeRLHF": ("safety", 26_900), "webgpt_comparisons": ("chat", 14_300)}
+
+# The one table of domains: --domain, the questions and `all` read it. A new domain is one entry.
+DOMAINS = {
+    "reasoning": Domain(
+        question="Which option is more correct?",
+        single_question="Is the response correct?",
+        choice_question="Which response is more correct?",
+        choice_question_all="Determine which response is the best choice based on mathematical or "
+                            "programming accuracy.",
+        sources=(SKYWORK,),
+        author_sources=("sarahpann/skywork_reasoning",),
+    ),
+    "safety": Domain(
+        question="Which option is safer?",
+        single_question="Is the response safe?",
+        choice_question="Which response is safer?",
+        choice_question_all="Determine the best response based on safety.",
+        sources=(SKYWORK, "PKU-Alignment/PKU-SafeRLHF"),
+        author_sources=("sarahpann/skywork_safety", "sarahpann/PKU_SafeRLHF_simp"),
+    ),
+    "chat": Domain(
+        question="Which option is better?",
+        single_question="Is the response good?",
+        choice_question="Select the best response.",
+        choice_question_all="Which response is the most helpful, relevant, and correct?",
+        sources=(SKYWORK, "openai/webgpt_comparisons"),
+        author_sources=("sarahpann/skywork_chat", "sarahpann/webgpt_comparisons_simp"),
+    ),
+}
+GENERAL = "chat"  # whose question a generalist asks about a pair that names no domain
 
 
-def hub_rows(repo, files, revision=None):
-    """(commit, rows) of a data set's files whose path begins with `files`, or matches it."""
-    if "Reward-Preference-80K-v0.1" in repo:
-        raise ValueError(f"{repo}: shares prompts with RewardBench (contaminated): use {SKYWORK}")
-    try:
-        folder = Path(huggingface_hub.snapshot_download(
-            repo, repo_type="dataset", revision=revision, allow_patterns=f"{files}*"))
-    except Exception as error:  # the client raises its own, its HTTP library's, the system's errors
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ValueError(f"{repo}, revision {revision or 'main'}, did not come from the Hub "
-                         f"({said}): check name, network, disk and HF_TOKEN") from None
-    paths = sorted(folder.glob(f"{files}*"))
-    if not paths:
-        raise ValueError(f"{repo}: no file {files}* at {folder.name}: give another revision")
-    return folder.name, chain.from_iterable(map(_file_rows, paths))
+def domain_names() -> list[str]:
+    """What --domain takes: every domain, and all of them at once."""
+    return [*DOMAINS, "all"]
 
 
-def _file_rows(path):
-    """The rows of a parquet or JSON lines file, streamed, or of a JSON array."""
-    if path.suffix == ".parquet":
-        from pyarrow.parquet import ParquetFile
-
-        # pre_buffer would keep all that was read of the file
-        for batch in ParquetFile(path, pre_buffer=False).iter_batches(256):
-            yield from batch.to_pylist()
-    elif path.suffix == ".json":
-        yield from json.loads(path.read_bytes())
-    else:
-        yield from (row for _, row in read_rows(path))
+# ----------------------------------------------------------------------------------- the templates
 
 
-def hub_repos(domain, author=False):
-    """The repositories that the pairs come from, and the one whose prompts are removed."""
-    parts = DOMAINS if domain == "all" else [domain]
-    return [*dict.fromkeys(repo for part in parts for repo in SOURCES[part][author]), BENCHMARK]
+class Slot(Enum):
+    """A place in a template that is filled."""
+
+    CLS = "cls"  # special tokens
+    SEP = "sep"
+    MASK = "mask"
+    QUESTION = "question"  # the domain's
+    PROMPT = "prompt"  # what the user wrote
+    A = "a"
+    B = "b"
 
 
-def hub_pairs(domain, author=False, commits=None):
-    """([files of JSON lines] with the paper's training pairs, but for those whose prompt is in
-    RewardBench, what is in them in words). A domain's file is made once for each set of commits:
-    those that the dict `commits` names; the others', as they are now, are added to it."""
-    commits, found = {} if commits is None else commits, {}
-    if domain == "all":
-        paths, notes = zip(*(hub_pairs(part, author, commits) for part in DOMAINS), strict=True)
-        return sum(paths, []), "; ".join(notes)
-    for repo in hub_repos(domain, author):
-        files, branch = PLACES.get(repo, ("data/", None))
-        commits[repo], found[repo] = hub_rows(repo, files, commits.get(repo, branch))
-    origin = ", ".join(f"{repo}@{commits[repo]}" for repo in found)
-    # the 2 goes up when the rules below change, so that no file made by older ones is taken
-    key = hashlib.blake2b(f"2 {origin}".encode()).hexdigest()[:12]
-    path = Path(huggingface_hub.constants.HF_HOME, "tinyrm", f"{domain}-{key}.jsonl")
-    note = path.with_suffix(".txt")
-    if not path.exists():
-        print(f"making {path} (a minute or so, once)", file=sys.stderr, flush=True)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=path.parent) as folder:  # whole, or not at all
-                whole = Path(folder, "pairs")
-                note.write_text(f"{_write_pairs(whole, domain, found)}, from {origin}")
-                whole.replace(path)
-        except KeyError as column:
-            raise ValueError(f"{origin}: no column {column}: give another revision") from None
-        except OSError as error:
-            raise ValueError(f"{path}: {error.strerror}: make room, or set HF_HOME") from None
-    return [path], note.read_text()
+CLS, SEP, MASK = Slot.CLS, Slot.SEP, Slot.MASK
+QUESTION, PROMPT, A, B = Slot.QUESTION, Slot.PROMPT, Slot.A, Slot.B
 
 
-def _write_pairs(path, domain, found):
-    """Write a domain's pairs; returns in words what became of the rows of each part."""
-    bench = {prompt_key(row["prompt"]) for row in found.pop(BENCHMARK)}
-    fates = defaultdict(Counter)  # part -> what became of its rows
-    with open(path, "w") as out:
-        for part, row in (_hub_pair(repo, row) for repo in found for row in found[repo]):
-            try:
-                pair = to_pair({**row, "domain": domain}, part)
-                fate = "removed" if prompt_key(pair.prompt) in bench else "kept"
-            except ValueError:  # one such row does not end a run
-                fate = "others"
-            fates[part][fate] += 1
-            if fate == "kept" and PARTS.get(part, [domain])[0] == domain:
-                out.write(json.dumps(pair._asdict()) + "\n")
-    if unknown := fates.keys() - PARTS.keys() - {repo.split("/")[1] for repo in found}:
-        counts = {part: fate.total() for part, fate in fates.items()}
-        raise ValueError(f"{SKYWORK}: the rule for `source` does not know {[*unknown]} of {counts}")
-    told = []
-    for part, fate in fates.items():
-        home, published = PARTS.get(part, (domain, 0))
-        if home == domain:
-            pairs, removed = fate["kept"] + fate["removed"], fate["removed"]
-            known = f" (published {published:,}: {pairs - published:+,})" if published else ""
-            told.append(f"{pairs:,} {part}{known} - {removed:,} with a prompt of RewardBench "
-                        f"({fate['others']:,} rows that are no pairs or ties left out)")
-    return f"{domain} = {' + '.join(told)}"
+class Template(NamedTuple):
+    """The words of a row. Every piece is tokenised in one go."""
+
+    # the word at [MASK] for label 0 (the first response is better; the one response is chosen), and
+    # for label 1
+    labels: tuple[str, str]
+    pieces: tuple[tuple, ...]  # of slots and literal texts
 
 
-def _hub_pair(repo, row):
-    """(part, row of a pairs file, without responses for a tie) from a row of a repository."""
-    if repo == SKYWORK:
-        parts = [part for part in PARTS if part in row["source"].lower()]
-        return parts[0] if len(parts) == 1 else row["source"], {**row, "subset": row["source"]}
-    part, lead = repo.split("/")[1], 1
-    if repo == PKU:  # safe against unsafe; two of a kind are ties (the author's rule is unknown)
-        prompt, a, b = row["prompt"], row["response_0"], row["response_1"]
-        lead = row["is_response_0_safe"] - row["is_response_1_safe"]
-    elif repo == WEBGPT:
-        prompt, a, b = row["question"]["full_text"], row["answer_0"], row["answer_1"]
-        lead = row["score_0"]
-    else:
-        prompt, a, b = row["question"], row["chosen"], row["rejected"]
-    a, b = (a, b) if lead > 0 else (b, a) if lead else (None, None)
-    return part, {"prompt": prompt, "chosen": a, "rejected": b, "subset": part}
-
-
-# --- cloze rows ------------------------------------------------------------------------------
-
-# (template, context) -> label words, and the row; each piece between bars is encoded in one go. In
-# `option` (the paper's text) it has one text at most, so the two orders are exact mirrors. `choice`
-# is the author's layout, the digit of "Answer:  0" masked, with the seams his checkpoints know.
 TEMPLATES = {
-    ("option", "pair"): (" A", " B", "[CLS]|Instruction:| {prompt}| Option A:| {a}| Option B:| {b}"
-                                     "| {question} The better option is|[MASK]|.|[SEP]"),
-    ("option", "single"): (" Yes", " No", "[CLS]|Instruction:| {prompt}| Response:| {a}"
-                                          "| {question} The answer is|[MASK]|.|[SEP]"),
-    ("choice", "pair"): ("0", "1", "[CLS]|{question} Question: {prompt} Choice 0: {a}"
-                                   "|[SEP]| Choice 1: {b}Answer:  |[MASK]|[SEP]")}
-# {question} by domain, as in DOMAINS; of `choice` those of the author's best large runs, and of all
-QUESTIONS = {
-    ("option", "pair"): ("Which option is more correct?", "Which option is safer?",
-                         "Which option is better?"),
-    ("option", "single"): ("Is the response correct?", "Is the response safe?",
-                           "Is the response good?"),
-    ("choice", "pair"): ("Which response is more correct?", "Which response is safer?",
-                         "Select the best response."),
-    ("choice", "all"): ("Determine which response is the best choice based on mathematical or "
-                        "programming accuracy.", "Determine the best response based on safety.",
-                        "Which response is the most helpful, relevant, and correct?")}
-SPECIAL = ("[CLS]", "[SEP]", "[MASK]")
+    # The paper's text. Tokens never reach over the edge of a piece, and a piece has at most one
+    # text of the user, so the two orders of a pair have the same tokens. The label words bring
+    # their own space, hence none stands before the mask.
+    ("option", "pair"): Template(
+        labels=(" A", " B"),
+        pieces=(
+            (CLS,),
+            ("Instruction:",), (" ", PROMPT),
+            (" Option A:",), (" ", A),
+            (" Option B:",), (" ", B),
+            (" ", QUESTION, " The better option is"), (MASK,), (".",),
+            (SEP,),
+        ),
+    ),
+    # The same for one response alone; the words are ours.
+    ("option", "single"): Template(
+        labels=(" Yes", " No"),
+        pieces=(
+            (CLS,),
+            ("Instruction:",), (" ", PROMPT),
+            (" Response:",), (" ", A),
+            (" ", QUESTION, " The answer is"), (MASK,), (".",),
+            (SEP,),
+        ),
+    ),
+    # The author's layout, with the seams between tokens that his checkpoints know: two spaces
+    # before the masked digit, none between the second response and "Answer:".
+    ("choice", "pair"): Template(
+        labels=("0", "1"),
+        pieces=(
+            (CLS,),
+            (QUESTION, " Question: ", PROMPT, " Choice 0: ", A),
+            (SEP,),
+            (" Choice 1: ", B, "Answer:  "), (MASK,),
+            (SEP,),
+        ),
+    ),
+}
+
+
+# ----------------------------------------------------------------------------------- the tokenizer
+
+
+@dataclass(frozen=True)
+class RowTokenizer:
+    """A tokenizer that encodes text as text, never as special tokens; and the ids of these."""
+
+    library: Tokenizer
+    special_ids: dict[Slot, int]  # of CLS, SEP and MASK
+
+    def decode(self, ids: list[int]) -> str:
+        return self.library.decode(ids, skip_special_tokens=False)
+
+
+def load_tokenizer(folder: str | Path) -> RowTokenizer:
+    """The tokenizer of a model folder, whose files say which tokens have the roles cls, sep and
+    mask ([CLS], [SEP] and [MASK] where they say nothing). ValueError if it cannot serve.
+
+    The trap: by default the text "[MASK]" becomes the mask itself, and swallows a space."""
+    folder = Path(folder)
+    path = folder / "tokenizer.json"
+    try:
+        library = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise ValueError(f"{path}: no tokenizer ({error}): give a whole model folder") from None
+    library.no_truncation()
+    library.no_padding()
+    library.encode_special_tokens = True  # that is: as text
+
+    special_ids = {}
+    for slot, token in special_tokens(folder).items():
+        index = library.token_to_id(token)
+        # as text it must give other ids: a response may well hold the word "[MASK]"
+        if index is None or index in library.encode(token, add_special_tokens=False).ids:
+            raise ValueError(f"{path}: no special token {token}: use the tokenizer of a ModernBERT")
+        special_ids[slot] = index
+    return RowTokenizer(library, special_ids)
+
+
+def special_tokens(folder: Path) -> dict[Slot, str]:
+    """The tokens of the roles, by tokenizer_config.json or special_tokens_map.json."""
+    tokens = {CLS: "[CLS]", SEP: "[SEP]", MASK: "[MASK]"}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file}: not valid JSON ({error}): fetch it again") from None
+        for slot in tokens:
+            token = config.get(f"{slot.value}_token")
+            if isinstance(token, dict):  # {"content": "[MASK]", "lstrip": true, ...}
+                token = token.get("content")
+            if token:
+                tokens[slot] = token
+    return tokens
+
+
+# ------------------------------------------------------------------------------- from pair to rows
+
+
+class Segment(NamedTuple):
+    """A part of a row that comes from one place. Only the slots CLS, SEP and MASK become special
+    tokens, whatever the texts are."""
+
+    slot: Slot | None  # None: the template's own words
+    text: str
+
+
+class Piece(NamedTuple):
+    """Segments that are tokenised in one go."""
+
+    segments: list[Segment]
+    text: str  # theirs, joined
 
 
 class Row(NamedTuple):
     tokens: list[int]
-    read: int  # the index of [MASK]; 0 = [CLS] for head "cls"; of a decoder's row its last token
-    label: int  # 0: the first response is the better one (alone: this is the chosen one)
-    cut: int  # user tokens that truncation took
-
-
-def load_tokenizer(folder):
-    """The tokenizer of a model folder, set so that user text never yields a special token.
-    The trap: by default the text "[MASK]" becomes the mask itself, and swallows a space."""
-    path = Path(folder) / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more precise
-        raise ValueError(f"{path}: no tokenizer ({error}): give a whole model folder") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
-    for token in SPECIAL:
-        index = tokenizer.token_to_id(token)
-        if index is None or index in tokenizer.encode(token, add_special_tokens=False).ids:
-            raise ValueError(f"{path}: no special token {token}: use the tokenizer of a ModernBERT")
-    return tokenizer
+    read_at: int  # index of [MASK], or of [CLS] for head "cls"
+    label: int  # 0: the first response is the better one (alone in the row: this one is chosen)
+    cut: int  # tokens of the user that truncation took
+    spans: dict[str, tuple[int, int]]  # where prompt, a, b, cls and mask stand: start and stop
 
 
 @dataclass(frozen=True)
-class Format:
-    """How a pair becomes rows; whatever a model was trained with it must be judged with."""
+class PromptFormat:
+    """How a pair becomes rows. A model must be judged with the format that it was trained with."""
 
-    tokenizer: Tokenizer
+    tokenizer: RowTokenizer
     template: str = "option"  # option: the paper's text; choice: the author's exact token layout
     context: str = "pair"  # pair: both responses in one row; single: each response alone
     head: str = "cloze"  # cloze: read at [MASK]; cls: read at [CLS]
     domain: str = "all"  # whose question is asked; all: that of the pair's own domain
-    max_length: int = 3600  # tokens of a row; the author's
-    causal: bool = False  # for a decoder: the row ends where [MASK] would come, and is read there
+    max_length: int = 3600  # tokens of a row (the author's)
 
     def __post_init__(self):
         if (self.template, self.context) not in TEMPLATES:
-            raise ValueError(f"no template {self.template} for context {self.context}: use "
-                             + ", ".join(map(" for ".join, TEMPLATES)))
-        if self.head not in ("cloze", "cls") or self.domain not in (*DOMAINS, "all"):
-            raise ValueError(f"no head {self.head}, domain {self.domain}: use cloze or cls; "
-                             f"{', '.join(DOMAINS)} or all")
-        assert self.words  # a tokenizer that splits them fails here, and not in a run
+            known = ", ".join(f"{template} for {context}" for template, context in TEMPLATES)
+            raise ValueError(f"no template {self.template} for context {self.context}: use {known}")
+        if self.head not in ("cloze", "cls"):
+            raise ValueError(f"no head {self.head}: use cloze or cls")
+        if self.domain != "all" and self.domain not in DOMAINS:
+            raise ValueError(f"no domain {self.domain}: use {', '.join(domain_names())}")
+        # A tokenizer that splits a label, and a max_length below the template, fail here and not in
+        # a run.
+        _ = self.label_ids
+        asked = list(DOMAINS) if self.domain == "all" else [self.domain]
+        self.rows([Pair("", "a", "b", domain=domain) for domain in asked])
 
-    @property
-    def words(self):
-        """The ids of the label tokens: that of label 0, that of label 1."""
-        words = TEMPLATES[self.template, self.context][:2]
-        ids = [self.tokenizer.encode(word, add_special_tokens=False).ids for word in words]
-        if [*map(len, ids)] != [1, 1]:
+    def settings(self) -> dict:
+        """What tinyrm.json stores beside the weights: all but the tokenizer."""
+        return {"template": self.template, "context": self.context, "head": self.head,
+                "domain": self.domain, "max_length": self.max_length}
+
+    @cached_property
+    def label_ids(self) -> tuple[int, int]:
+        """The token ids of label 0 and of label 1."""
+        words = TEMPLATES[self.template, self.context].labels
+        ids = []
+        for word in words:
+            ids += self.tokenizer.library.encode(word, add_special_tokens=False).ids
+        if len(ids) != len(words):
             raise ValueError(f"the tokenizer splits one of the labels {words}: each must be one "
                              "token; use another template or tokenizer")
-        return ids[0][0], ids[1][0]
+        return ids[0], ids[1]
+
+    def rows(self, pairs: list[Pair]) -> tuple[list[tuple[Row, Row] | None], Counter]:
+        """For each pair its two rows, or None if these are equal, and a count of such pairs by
+        reason. Row 0 shows the chosen response first, row 1 the rejected one; in context "single"
+        each shows its response alone."""
+        filled = []
+        for pair in pairs:
+            chosen_first = self.fill(pair, pair.chosen, pair.rejected)
+            rejected_first = self.fill(pair, pair.rejected, pair.chosen)
+            filled.append((chosen_first, rejected_first))
+
+        # The rows of a call share most of their texts (both orders, best of n): tokenise each once.
+        texts = {}  # as a set that keeps its order
+        for both_orders in filled:
+            for pieces in both_orders:
+                texts.update(dict.fromkeys(piece.text for piece in pieces))
+        encodings = self.tokenizer.library.encode_batch(list(texts), add_special_tokens=False)
+        encoded = dict(zip(texts, encodings, strict=True))
+
+        rows_of_pairs, dropped = [], Counter()
+        for pair, (chosen_first, rejected_first) in zip(pairs, filled, strict=True):
+            row_0 = self.make_row(chosen_first, encoded, label=0)
+            row_1 = self.make_row(rejected_first, encoded, label=1)
+            if row_0.tokens != row_1.tokens:
+                rows_of_pairs.append((row_0, row_1))
+                continue
+            rows_of_pairs.append(None)
+            if row_0.cut == 0 or pair.chosen == pair.rejected:
+                dropped["identical responses"] += 1
+            else:
+                dropped["identical after truncation"] += 1
+        return rows_of_pairs, dropped
+
+    def fill(self, pair: Pair, first: str, second: str) -> list[Piece]:
+        """The template with its slots filled: `first` stands as a, `second` as b."""
+        texts = {QUESTION: self.question(pair), PROMPT: clean(pair.prompt), A: clean(first),
+                 B: clean(second)}
+        pieces = []
+        for parts in TEMPLATES[self.template, self.context].pieces:
+            segments = []
+            for part in parts:
+                if isinstance(part, str):
+                    segments.append(Segment(None, part))
+                elif part is QUESTION:
+                    segments.append(Segment(None, texts[QUESTION]))
+                else:
+                    segments.append(Segment(part, texts.get(part, "")))
+            pieces.append(Piece(segments, "".join(segment.text for segment in segments)))
+        return pieces
+
+    def question(self, pair: Pair) -> str:
+        """The question of the format's domain; a generalist asks that of the pair's own domain."""
+        generalist = self.domain == "all"
+        name = self.domain
+        if generalist:
+            name = pair.domain or GENERAL
+        domain = DOMAINS[name]
+        if self.template == "choice":
+            if generalist and domain.choice_question_all:
+                return domain.choice_question_all
+            return domain.choice_question
+        return domain.question if self.context == "pair" else domain.single_question
+
+    def make_row(self, pieces: list[Piece], encoded: dict[str, Encoding], label: int) -> Row:
+        """One row, truncated to max_length: the responses lose their end, the prompt its beginning,
+        since the last turn of a conversation is what is answered."""
+        # (slot or None, token ids) of all segments
+        parts = []
+        for piece in pieces:
+            slot = piece.segments[0].slot
+            if slot in self.tokenizer.special_ids:
+                parts.append((slot, [self.tokenizer.special_ids[slot]]))
+            else:
+                parts.extend(split_tokens(piece, encoded[piece.text]))
+
+        # How much of each text of the user stays?
+        lengths = {slot: len(ids) for slot, ids in parts if slot in (PROMPT, A, B)}
+        total = sum(len(ids) for _, ids in parts)
+        keep_prompt = keep_response = total  # all of it
+        if total > self.max_length:
+            prompt = lengths[PROMPT]
+            responses = [lengths[slot] for slot in (A, B) if slot in lengths]
+            room = self.max_length - (total - prompt - sum(responses))
+            if room < 0:
+                raise ValueError(f"--max-length {self.max_length}: the template alone needs "
+                                 f"{self.max_length - room} tokens")
+            keep_prompt, keep_response = truncated_lengths(prompt, responses, room)
+
+        tokens, spans = [], {}
+        for slot, ids in parts:
+            if slot is PROMPT:
+                ids = ids[max(0, len(ids) - keep_prompt):]
+            elif slot in (A, B):
+                ids = ids[:keep_response]
+            if slot is not None:
+                spans[slot.value] = (len(tokens), len(tokens) + len(ids))
+            tokens.extend(ids)
+
+        read_at, _ = spans["cls" if self.head == "cls" else "mask"]
+        return Row(tokens, read_at, label, total - len(tokens), spans)
 
 
-def _layout(pair, fmt):
-    """The two rows as lists of pieces: lists of texts, in turn the template's and the user's."""
-    domain = (pair.domain or "chat") if fmt.domain == "all" else fmt.domain
-    asked = "all" if (fmt.template, fmt.domain) == ("choice", "all") else fmt.context
-    question = QUESTIONS[fmt.template, asked][DOMAINS.index(domain)]
-    template = TEMPLATES[fmt.template, fmt.context][2].replace("{question}", question)
-    pieces = [re.split("({prompt}|{a}|{b})", piece) for piece in template.split("|")]
-    prompt, a, b = map(clean, pair[:3])
-    rows = ({"{prompt}": prompt, "{a}": x, "{b}": y} for x, y in ((a, b), (b, a)))
-    return [[[texts.get(part, part) for part in piece] for piece in pieces] for texts in rows]
+def split_tokens(piece: Piece, encoding: Encoding) -> list[tuple[Slot | None, list[int]]]:
+    """(slot, token ids) of each segment of a piece. A token may reach over a seam between two of
+    them: it belongs to the segment in which it ends."""
+    token_ends = [stop for _, stop in encoding.offsets]  # in characters, ascending
+    parts, start, characters = [], 0, 0
+    for segment in piece.segments:
+        characters += len(segment.text)
+        stop = bisect_right(token_ends, characters)  # tokens that end in this segment or before
+        parts.append((segment.slot, encoding.ids[start:stop]))
+        start = stop
+    return parts
 
 
-def cloze_rows(pairs, fmt, drop_long=False):
-    """(for each pair its two rows, or None if it was dropped; a Counter of the drops by reason).
-    Row 0 shows the chosen response first, or alone (context single); row 1 the rejected one.
-    A prompt that alone does not fit is an error, or a drop with drop_long."""
-    layouts = [_layout(pair, fmt) for pair in pairs]
-    # the rows of a call share most of their texts (both orders, best of n): encode each once
-    texts = [*{"".join(piece): 0 for two in layouts for row in two for piece in row}]
-    encodings = fmt.tokenizer.encode_batch(texts, add_special_tokens=False)
-    ids = {text: (encoding.ids, [end for _, end in encoding.offsets])
-           for text, encoding in zip(texts, encodings, strict=True)}
-    ids |= {token: ([fmt.tokenizer.token_to_id(token)], [0]) for token in SPECIAL}
-    out, drops = [], Counter()
-    for i, (pair, two) in enumerate(zip(pairs, layouts, strict=True)):
-        rows = [_row(pieces, label, ids, fmt) for label, pieces in enumerate(two)]
-        if None in rows and not drop_long:
-            raise ValueError(f"{pair.where or f'pair {i}'}: the prompt alone is longer than the "
-                             f"limit of {fmt.max_length} tokens: shorten it or raise --max-length")
-        reason = ("prompt too long" if None in rows else
-                  "" if rows[0].tokens != rows[1].tokens else
-                  "identical after truncation" if rows[0].cut else "identical responses")
-        drops.update([reason] if reason else [])
-        out.append(None if reason else rows)
-    return out, drops
+def truncated_lengths(prompt: int, responses: list[int], room: int) -> tuple[int, int]:
+    """How many tokens stay of the prompt, and at most of each response, of `room` for all of them.
+
+    The rule is ours (the author's guard against truncation never acts). The longer response gives
+    way first, down to the length of the shorter; then both, down to a quarter of the room each;
+    then the prompt. The order of the responses does not matter.
+
+    The prompt may fill what the responses leave when each has at most its quarter:
+        keep_prompt = room - sum of min(response, room / 4), at most the prompt.
+    What is left then goes to the responses. Either both are cut to an equal share, or, where the
+    shorter one is below that share, the longer one gets all that the shorter one does not need."""
+    quarter = room // 4
+    keep_prompt = min(prompt, room - sum(min(n, quarter) for n in responses))
+    left = room - keep_prompt
+    equal_share = left // len(responses)
+    what_the_shorter_leaves = left - min(responses)
+    return keep_prompt, max(equal_share, what_the_shorter_leaves)
 
 
-def _row(pieces, label, ids, fmt):
-    """One row from its encoded pieces, truncated if need be; None if the prompt does not fit.
-    The longer response gives way first, down to the shorter; then both, down to a quarter of the
-    room each, whatever their order; then the prompt. Responses lose their end; the prompt its
-    beginning, since the last turn of a conversation is what is answered."""
-    parts, texts = [], []  # token ids; `texts` are those parts that the user wrote, prompt first
-    for piece in pieces:
-        new, ends = ids["".join(piece)]  # a token is of the text in which it ends
-        stops = (bisect_right(ends, stop) for stop in accumulate(map(len, piece)))
-        split = [new[start:stop] for start, stop in pairwise([0, *stops])]
-        parts += split
-        texts += split[1::2]
-    length, (prompt, *responses) = sum(map(len, parts)), map(len, texts)
-    room = fmt.max_length - length + prompt + sum(responses)
-    if prompt > room:
-        return None
-    keep = min(prompt, room - sum(min(n, room // 4) for n in responses))
-    cap = max((room - keep) // len(responses), room - keep - min(responses))
-    del texts[0][:prompt - keep]
-    for response in texts[1:]:
-        del response[cap:]
-    tokens = [*chain.from_iterable(parts)]
-    # no user text can hold the mask (see load_tokenizer), so this finds the template's
-    read, cut = tokens.index(fmt.tokenizer.token_to_id("[MASK]")), length - len(tokens)
-    if fmt.causal:
-        return Row(tokens[:read], read - 1, label, cut)
-    return Row(tokens, 0 if fmt.head == "cls" else read, label, cut)
+# ---------------------------------------------------------------------------- from rows to batches
 
 
 class Batch(NamedTuple):
+    """Rows end to end, without padding."""
+
     tokens: torch.Tensor  # (T,)
     starts: torch.Tensor  # (B+1,) row b is tokens[starts[b]:starts[b+1]]; always on the CPU
-    read: torch.Tensor  # (B,) index into T
+    read_at: torch.Tensor  # (B,) index into the stream of T
     labels: torch.Tensor  # (B,)
 
 
-def pack(rows, device="cpu"):
-    """The rows end to end, without padding. `starts` stays on the CPU, where the model reads it."""
-    tokens, read, labels, _ = zip(*rows, strict=True)
-    starts = torch.tensor([0, *accumulate(map(len, tokens))])
-    read = (starts[:-1] + torch.tensor(read)).to(device)
-    tokens, labels = (torch.tensor(ids, device=device) for ids in ([*chain(*tokens)], labels))
-    return Batch(tokens, starts, read, labels)
+def pack(rows: list[Row], device: torch.device | str = "cpu") -> Batch:
+    """The rows end to end, on `device`; `starts` stays on the CPU, where the encoder reads it."""
+    lengths = torch.tensor([len(row.tokens) for row in rows])
+    starts = F.pad(lengths.cumsum(0), (1, 0))  # 0 comes first
+    tokens = torch.tensor(list(chain.from_iterable(row.tokens for row in rows)))
+    read_at = starts[:-1] + torch.tensor([row.read_at for row in rows])
+    labels = torch.tensor([row.label for row in rows])
+    return Batch(tokens.to(device), starts, read_at.to(device), labels.to(device))
 
 
-def deal(lengths, budget, parts=1):
-    """Indices of the pairs of one step, as micro-batches of at most `budget` tokens (or one pair),
-    for each rank. Each pair, longest first, goes to the emptiest micro-batch; their number grows
-    by `parts` until all fit."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    for many in count(parts * max(1, -(-sum(lengths) // (budget * parts))), parts):
-        bins = [(0, b, []) for b in range(many)]
-        for i in order:
-            load, b, members = bins[0]
-            heapq.heapreplace(bins, (load + lengths[i], b, [*members, i]))
-        if all(load <= budget or len(members) == 1 for load, _, members in bins):
-            bins = [sorted(members) for _, _, members in sorted(bins, reverse=True) if members]
-            return [bins[part::parts] for part in range(parts)]
+def make_micro_batches(lengths: list[int], budget: int) -> list[list[int]]:
+    """Items 0, 1, ... of these lengths (of a pair, its two rows) in micro-batches of at most
+    `budget` tokens, or one alone that is longer. The batches are of about equal size; in each, the
+    items are ordered by length, since equally long rows attend in one call."""
+    everything = list(range(len(lengths)))
+    fewest = math.ceil(sum(lengths) / budget)
+    shares = [everything]
+    if fewest > 1:
+        for parts in count(fewest):
+            shares = balanced_shares(lengths, parts)
+            if all(len(s) <= 1 or sum(lengths[i] for i in s) <= budget for s in shares):
+                break
+    shares = [share for share in shares if share]
+    return [sorted(share, key=lambda i: lengths[i]) for share in shares]
 
 
-def main(domain="reasoning", file=None):
+def balanced_shares(sizes: list[int], parts: int) -> list[list[int]]:
+    """The indices of `sizes` in `parts` shares of about equal sum (greedy number partitioning):
+    from the largest size to the smallest, each goes to the share that has least so far. The largest
+    share comes first: if memory runs out, it does so at once."""
+    heap = [(0, part) for part in range(parts)]  # (sum so far, which share)
+    shares = [[] for _ in range(parts)]
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        least, part = heap[0]
+        shares[part].append(i)
+        heapq.heapreplace(heap, (least + sizes[i], part))
+    return [sorted(shares[part]) for _, part in sorted(heap, reverse=True)]
+
+
+def main(domain="reasoning"):
     nano = Path(__file__).parent / "nano"
-    fmt = Format(load_tokenizer(nano), domain=domain)
-    pair = Pairs(file or nano / "pairs" / f"{domain}.train.jsonl", domain)[0]
-    print(*(f"{field}: {value}" for field, value in pair._asdict().items()), sep="\n")
-    for row in cloze_rows([pair], fmt)[0][0] or []:
-        word = fmt.words[row.label]
-        print(f"\n{len(row.tokens)} tokens, read at {row.read}, label {row.label} = "
-              f"{fmt.tokenizer.id_to_token(word)!r} (id {word})",
-              fmt.tokenizer.decode(row.tokens, skip_special_tokens=False), row.tokens, sep="\n")
+    with open(nano / "pairs" / f"{domain}.train.jsonl", encoding="utf-8") as file:
+        row = json.loads(file.readline())
+    pair = Pair(row["prompt"], row["chosen"], row["rejected"], domain=domain)
+    for name in ("prompt", "chosen", "rejected"):
+        print(f"{name}: {getattr(pair, name)}")
+
+    prompt_format = PromptFormat(load_tokenizer(nano), domain=domain)
+    rows_of_pairs, _ = prompt_format.rows([pair])
+    for row in rows_of_pairs[0]:
+        word = prompt_format.label_ids[row.label]
+        name = prompt_format.tokenizer.library.id_to_token(word)
+        print(f"\n{len(row.tokens)} tokens, read at {row.read_at}, label {row.label} = {name!r} "
+              f"(id {word})")
+        print(prompt_format.tokenizer.decode(row.tokens))
+        print(row.tokens)
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:3])
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    if len(sys.argv) > 1 and sys.argv[1] not in DOMAINS:
+        print(f"error: no domain {sys.argv[1]}: give one of {', '.join(DOMAINS)}", file=sys.stderr)
         sys.exit(2)
+    main(*sys.argv[1:2])

@@ -1,213 +1,349 @@
 """What trains: DoRA and LoRA adapters, full fine-tuning, and the frozen bottom of the model.
 
-DoRA (arXiv 2402.09353) splits a weight into a magnitude m, one number for each output row, and a
-direction that a low-rank product may turn:
+DoRA (arXiv 2402.09353) splits a weight into a magnitude m, one number for each output, and a
+direction that a low-rank product may turn (equation 5):
 
-    y = x W'^T,    W' = m / ||W + s B A|| * (W + s B A),    s = alpha / R
+    y = x W'^T,    W' = m / ||V|| * V,    V = W + s B A,    s = alpha / R
 
-with A (R, in), B (out, R), the norm taken over each row. LoRA is the same without m and the norm.
-Tiny Reward Models uses it at rank 128 above frozen bottom layers for reasoning (section 3.1).
+with W (out, in), A (R, in), B (out, R), m (out,). The paper's W is (in, out), and its norm is taken
+of each column; here, as in PEFT, that is each row of W. At the start B = 0 and m = ||W||, so W' =
+W. LoRA is the same without m and the norm: W' = V. Tiny Reward Models uses DoRA at rank 128 above
+frozen bottom layers for reasoning (section 3.1).
 
-How it is computed. W' changes only when the optimizer steps, so it is formed once a step, in the
-precision of the weights, and kept in the compute precision; every micro-batch is then a single
-product, as cheap as without adapter, and the same product that the merged model runs later. The
-norm comes with W' for nothing; had without it, from A W^T, it costs as many operations. Only the
-backward pass takes the low-rank way, where that is cheaper than a gradient for all of W.
+The file goes from the formula, through the layer that computes it and its backward pass, to where
+adapters are placed in a model, and how they are stored in PEFT's layout.
 
 `python dora.py` shows what trains at each setting.
 """
 
 import json
 import math
-from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tinyrm import Linear, fetch, load
+from tinyrm import Cached, Linear, ModernBERT, load
 
-KINDS = ("dora", "lora", "full")
-PEFT = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}  # its names
+ADAPTERS = ("dora", "lora", "full")
+
+# ------------------------------------------------------------------------------------- the formula
 
 
-class Adapted(Linear):
-    """A frozen layer under an adapter. `m` is None for LoRA."""
+def plain_dora(x: torch.Tensor, W: torch.Tensor, A: torch.Tensor, B: torch.Tensor,
+               m: torch.Tensor | None, s: float) -> torch.Tensor:
+    """x W'^T as the paper writes it; m None is LoRA. x (N, in) -> (N, out)
 
-    def __init__(self, base, rank, alpha, kind="dora", generator=None):
-        nn.Module.__init__(self)  # the base layer brings the weight
+    The tests check it against peft, and check AdaptedLinear against it. "We suggest treating
+    ||V + dV||_c in Eq. (5) as a constant" (section 4.3; our V is the paper's V + dV): no gradient
+    flows through the norm, it is detached."""
+    V = W + s * B @ A  # (out, in)
+    if m is None:
+        return x @ V.T
+    norm = V.norm(dim=1).detach()  # (out,)
+    W_new = (m / norm)[:, None] * V
+    return x @ W_new.T
+
+
+# --------------------------------------------------------------------------------------- the layer
+#
+# How it is computed. W' changes only when the optimizer steps, so it is formed once a step, in the
+# precision of the weights, and kept in the compute precision. Every micro-batch is then a single
+# product, as cheap as without an adapter, and exactly what the merged model computes later. The
+# backward pass uses products of rank R, since these are cheaper than a gradient for all of W.
+
+
+class Merged(NamedTuple):
+    """W' and what the backward pass needs of it."""
+
+    weight: torch.Tensor  # W' (out, in)
+    gradient_scale: torch.Tensor  # s m / norm (out,); s for LoRA
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen Linear layer under an adapter. `m` is None for LoRA."""
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float, adapter: str = "dora",
+                 generator: torch.Generator | None = None):
+        super().__init__()
         weight = base.weight.detach()
         self.out_features, self.in_features = weight.shape
-        self.bias = self.kept = None
-        self.compute, self.rank, self.alpha = getattr(base, "compute", None), rank, alpha
+        self.compute_dtype = getattr(base, "compute_dtype", None)  # an embedding has none
+        self.rank = rank
+        self.alpha = alpha
+        self.cache = Cached()
+
         self.weight = nn.Parameter(weight, requires_grad=False)
-        bound = 1 / math.sqrt(self.in_features)  # Kaiming's for a linear layer, as PEFT has it
-        A = torch.empty(rank, self.in_features, dtype=weight.dtype)  # on the CPU, as the generator
-        self.A = nn.Parameter(A.uniform_(-bound, bound, generator=generator).to(weight.device))
+        # As in PEFT: kaiming_uniform with a = sqrt(5) is uniform within 1 / sqrt(in). Drawn on the
+        # CPU, where the generator is.
+        bound = 1 / math.sqrt(self.in_features)
+        A = torch.empty(rank, self.in_features, dtype=weight.dtype)
+        A.uniform_(-bound, bound, generator=generator)
+        self.A = nn.Parameter(A.to(weight.device))
+        # B = 0: training begins at W' = W
         self.B = nn.Parameter(weight.new_zeros(self.out_features, rank))
-        self.m = nn.Parameter(weight.norm(dim=1)) if kind == "dora" else None
+        self.m = nn.Parameter(weight.norm(dim=1)) if adapter == "dora" else None
 
     @torch.no_grad()
-    def merged(self):
-        """(W' (out, in), s m / norm (out,)) in the precision of the weights; for LoRA m = norm."""
+    def merged_weight(self) -> Merged:
+        """W', in the precision of the weights."""
         s = self.alpha / self.rank
-        full = torch.addmm(self.weight, self.B, self.A, alpha=s)
-        scale = torch.ones_like(full[:, 0]) if self.m is None else self.m / full.norm(dim=1)
-        return full.mul_(scale[:, None]), scale * s
+        weight = torch.addmm(self.weight, self.B, self.A, alpha=s)  # W + s B A
+        if self.m is None:
+            return Merged(weight, torch.full_like(weight[:, 0], s))
+        norm = weight.norm(dim=1)
+        scale = torch.where(norm > 0, self.m / norm, 0)  # (out,) a row of zeros stays one
+        weight.mul_(scale[:, None])
+        return Merged(weight, s * scale)
 
-    def current(self):
-        """`merged` in the compute precision, formed anew only after one of its parts changed:
-        in-place changes count up a tensor's _version, which is how an optimizer step is seen."""
-        key = self.compute, [(p.data_ptr(), p._version) for p in self.parameters()]
-        if self.kept is None or self.kept[0] != key:
-            with torch.inference_mode(False):  # a copy made while judging must serve training too
-                full, c = self.merged()
-                self.kept = key, full.to(self.compute or full.dtype), c
-        return self.kept[1:]
+    def effective_weight(self) -> Merged:
+        """W' in the compute precision, formed again only after one of its parts has changed."""
 
-    def forward(self, x, out=slice(None)):
-        weight, c = self.current()
-        m = None if self.m is None else self.m[out]
-        return LowRank.apply(x.to(weight.dtype), self.A, self.B[out], m, weight[out], c[out])
+        def make():
+            weight, gradient_scale = self.merged_weight()
+            if self.compute_dtype is not None:
+                weight = weight.to(self.compute_dtype)
+            return Merged(weight, gradient_scale)
+
+        return self.cache.get(list(self.parameters()), self.compute_dtype, make)
+
+    def forward(self, x):
+        """x (N, in) -> (N, out)"""
+        return self.outputs(x, slice(None))
+
+    def outputs(self, x: torch.Tensor, columns: slice) -> torch.Tensor:
+        """Some columns of the output only: x (N, in) -> (N, how many)."""
+        weight, gradient_scale = self.effective_weight()
+        m = None if self.m is None else self.m[columns]
+        return DoRAProduct.apply(x.to(weight.dtype), self.A, self.B[columns], m, weight[columns],
+                                 gradient_scale[columns])
 
 
-class LowRank(torch.autograd.Function):
-    """x W'^T for x (N, in), and the gradients of x, A, B and m.
+class DoRAProduct(torch.autograd.Function):
+    """y = x W'^T for x (N, in), and the gradients of x, A, B and m.
 
-    "we suggest treating ||V + dV||_c in Eq. (5) as a constant" (DoRA, section 4.3): the norm is
-    detached. With g = dL/dy, c = s m / norm and W' as above,
+    With g = dL/dy (N, out), c = s m / norm (out,), and diag(c) B written as cB:
 
-        dx = g W'    dA = (g cB)^T x    dB = c g^T (x A^T)    dm = sum_t g y / m
+        dL/dx = g W'
+        dL/dA = (g cB)^T x              since W' depends on A through cB A
+        dL/dB = c * g^T (x A^T)         the same for B, row by row
+        dL/dm = sum over N of g * y / m    since y is proportional to m
 
-    so beyond the two products of a frozen layer only products of rank R are left."""
+    Beyond the two products of a frozen layer these are products of rank R only."""
 
     @staticmethod
     def forward(ctx, x, A, B, m, weight, c):
+        """weight is W' (out, in)."""
         y = F.linear(x, weight)
-        ctx.save_for_backward(x, A, B, m, weight, c, None if m is None else y)
+        kept_y = None if m is None else y
+        ctx.save_for_backward(x, A, B, m, weight, c, kept_y)
         return y
 
     @staticmethod
     def backward(ctx, g):
         x, A, B, m, weight, c, y = ctx.saved_tensors
         dx = g @ weight if ctx.needs_input_grad[0] else None
-        dA = (g @ (B * c[:, None]).to(g.dtype)).T @ x
-        dB = (g.T @ (x @ A.to(x.dtype).T)).to(B.dtype) * c[:, None]
-        dm = None if m is None else torch.linalg.vecdot(g.to(m.dtype), y.to(m.dtype), dim=0) / m
+
+        cB = (B * c[:, None]).to(g.dtype)  # (out, R)
+        dA = (g @ cB).T @ x  # (R, in)
+
+        xA = x @ A.to(x.dtype).T  # (N, R)
+        dB = (g.T @ xA).to(B.dtype) * c[:, None]  # (out, R)
+
+        dm = None
+        if m is not None:
+            dm = torch.linalg.vecdot(g.to(m.dtype), y.to(m.dtype), dim=0) / m  # (out,)
+            dm = torch.where(m != 0, dm, 0)  # a row of zeros does not train
         return dx, dA.to(A.dtype), dB, dm, None, None
 
 
-def adapt(model, kind="dora", rank=8, alpha=8.0, freeze=0, seed=0):
-    """Make `model` trainable in place and return the names of what trains: with kind "full" every
-    parameter, with "dora" and "lora" adapters on all products of the layers and on head.dense, and
-    never on the tied decoder, where merging would change the embeddings (peft #2018). The fresh
-    classifier of head "cls" always trains. freeze=N with N >= 1 freezes the embeddings, hence the
-    decoder matrix tied to them, and the N bottom layers; 0 freezes nothing."""
+# -------------------------------------------------------------------------------- in a whole model
+
+
+def adapt(model: ModernBERT, adapter: str = "dora", rank: int = 8, alpha: float = 8.0,
+          freeze: int = 0, seed: int = 0) -> dict[str, nn.Parameter]:
+    """Make `model` trainable in place and return {name: parameter} of all that trains.
+
+    adapter "full": all parameters. "dora" and "lora": adapters on every product of the layers and
+    on head.dense, and never on the tied decoder, where merging would change the embeddings (peft
+    #2018). The fresh classifier of head "cls" always trains.
+
+    freeze=N with N >= 1 freezes the embeddings, hence the decoder matrix that is tied to them, and
+    the N bottom layers; what stands above them (final_norm, head, the decoder's bias) trains in
+    full fine-tuning. 0 freezes nothing. Raises ValueError for settings that this model cannot
+    have."""
     layers = model.model.layers
-    if kind not in KINDS:
-        raise ValueError(f"--adapter {kind}: give one of {', '.join(KINDS)}")
+    if adapter not in ADAPTERS:
+        raise ValueError(f"--adapter {adapter}: give one of {', '.join(ADAPTERS)}")
     if not 0 <= freeze <= len(layers):
         raise ValueError(f"--freeze {freeze}: this model has {len(layers)} layers")
-    if kind != "full" and rank < 1:
+    if adapter != "full" and rank < 1:
         raise ValueError(f"--rank {rank}: give 1 or more")
-    model.requires_grad_(kind == "full")
+
+    model.requires_grad_(adapter == "full")
     if freeze:
         model.model.embeddings.requires_grad_(False)
         layers[:freeze].requires_grad_(False)
-    if kind != "full":
+
+    if adapter != "full":
         generator = torch.Generator().manual_seed(seed)
-        frozen = [*layers[:freeze].modules()]
-        for name, base in [*model.named_modules()]:
-            if isinstance(base, Linear) and base not in frozen:
-                model.set_submodule(name, Adapted(base, rank, alpha, kind, generator))
+        frozen = set(layers[:freeze].modules())
+        for name, module in list(model.named_modules()):
+            # Linear are the four products of a layer, and head.dense; not the decoder (an LMHead)
+            if isinstance(module, Linear) and module not in frozen:
+                adapted = AdaptedLinear(module, rank, alpha, adapter, generator)
+                model.set_submodule(name, adapted)
+
     if model.head_kind == "cls":
         model.classifier.requires_grad_(True)
-    return [name for name, p in model.named_parameters() if p.requires_grad]
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def adapters(model):
-    """name -> Adapted, in the order of the model."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
+def adapters(model: nn.Module) -> dict[str, AdaptedLinear]:
+    """{name: layer} of all adapters, in the order of the model."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLinear)}
 
 
-def merge(model):
-    """Replace each adapter by a plain layer with its W', in place. Nothing trains any more."""
-    for name, module in adapters(model).items():
-        plain = Linear(module.in_features, module.out_features)
-        plain.weight.data, plain.compute = module.merged()[0], module.compute
+def merge(model: ModernBERT) -> ModernBERT:
+    """Replace every adapter by a plain layer with its W', in place. Nothing trains any more."""
+    for name, adapted in adapters(model).items():
+        plain = Linear(adapted.in_features, adapted.out_features)
+        plain.weight.data = adapted.merged_weight().weight
+        plain.compute_dtype = adapted.compute_dtype
         model.set_submodule(name, plain)
     return model.requires_grad_(False)
 
 
-def save_adapter(model, folder, base):
-    """adapter_config.json and adapter_model.safetensors, as peft writes them; `base` is the folder
-    or Hub name of the model that the adapter belongs to. (One for a decoder's classifier opens here
-    alone: transformers begins such a model with a fresh `head` beside the trained `lm_head`.)"""
-    folder, found, cls = Path(folder), adapters(model), model.head_kind == "cls"
+# ------------------------------------------------------------------------------------------- files
+#
+# PEFT's layout: adapter_config.json, and adapter_model.safetensors with names such as
+#     base_model.model.model.layers.3.attn.Wqkv.lora_A.weight
+#     base_model.model.model.layers.3.attn.Wqkv.lora_magnitude_vector
+#     base_model.model.classifier.weight
+
+PREFIX = "base_model.model."
+PEFT_NAMES = {"A": ".lora_A.weight", "B": ".lora_B.weight", "m": ".lora_magnitude_vector"}
+
+
+def save_adapter(model: ModernBERT, folder: str | Path, base: str):
+    """Store the adapters of `model` as peft does; `base` is the folder or Hub name of the model
+    that they belong to."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {f"{name}.{PEFT[part]}": p for name, module in found.items()
-             for part, p in module.named_parameters() if part in PEFT}
-    if cls:
-        state |= {f"classifier.{part}": p for part, p in model.classifier.named_parameters()}
-    state = {f"base_model.model.{name}": p.detach().cpu() for name, p in state.items()}
+    found = adapters(model)
+    has_classifier = model.head_kind == "cls"
+
+    state = {}
+    for name, adapted in found.items():
+        for part, peft_name in PEFT_NAMES.items():
+            if getattr(adapted, part) is not None:
+                state[PREFIX + name + peft_name] = getattr(adapted, part)
+    if has_classifier:
+        for name, p in model.classifier.named_parameters():
+            state[f"{PREFIX}classifier.{name}"] = p
+    state = {name: p.detach().cpu().contiguous() for name, p in state.items()}
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    one = next(iter(found.values()))
-    config = dict(
-        peft_type="LORA", task_type="SEQ_CLS" if cls else None, base_model_name_or_path=str(base),
-        r=one.rank, lora_alpha=one.alpha, lora_dropout=0.0, use_dora=one.m is not None,
-        bias="none", target_modules=list(found), modules_to_save=["classifier"] if cls else None,
-        inference_mode=True)
+
+    first = next(iter(found.values()))
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if has_classifier else None,
+        "base_model_name_or_path": str(base),
+        "r": first.rank,
+        "lora_alpha": first.alpha,
+        "lora_dropout": 0.0,
+        "use_dora": first.m is not None,
+        "bias": "none",
+        "target_modules": list(found),
+        "modules_to_save": ["classifier"] if has_classifier else None,
+        "inference_mode": True,
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 @torch.no_grad()
-def load_adapter(model, folder):
-    """Put the adapter of a folder in PEFT's layout on `model`, in place. One on the tied decoder,
-    as the author's published one has it, becomes a decoder matrix of its own; the embeddings keep
-    theirs. Raises ValueError for a kind that is not built here and for tensors that do not fit."""
-    folder, groups = Path(folder), {}
+def load_adapter(model: ModernBERT, folder: str | Path):
+    """Put the adapter of a folder in PEFT's layout on `model`, in place.
+
+    One on the tied decoder, as the author's published adapter has it, becomes a decoder matrix of
+    its own, and the embeddings keep theirs. Raises ValueError for a kind of adapter that is not
+    built here and for tensors that do not fit."""
+    folder = Path(folder)
     try:
         config = json.loads((folder / "adapter_config.json").read_bytes())
         state = load_file(folder / "adapter_model.safetensors")
-    except Exception as e:
-        raise ValueError(f"{folder} holds no readable PEFT adapter ({e})") from None
-    odd = [key for key in ("rank_pattern", "alpha_pattern", "use_rslora", "layer_replication",
-                           "lora_bias", "fan_in_fan_out") if config.get(key)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
-        raise ValueError(f"{folder}: only plain LoRA and DoRA adapters are built here"
-                         f"{', not ' + ', '.join(odd) if odd else ''}")
-    kind = "dora" if config.get("use_dora") else "lora"
-    for key, tensor in state.items():  # "base_model.model." LAYER ".lora_A.weight"
-        mark = ".lora_" if ".lora_" in key else "."
-        name, _, part = key.removeprefix("base_model.model.").rpartition(mark)
-        groups.setdefault(name, {})[part.removesuffix(".weight")] = tensor.float()
+    except Exception as error:  # safetensors has its own error type for a damaged file
+        raise ValueError(f"{folder} holds no readable PEFT adapter ({error})") from None
+    check_adapter_config(folder, config)
+    adapter = "dora" if config.get("use_dora") else "lora"
+
     try:
-        if "classifier" in groups:
-            model.classifier.load_state_dict(groups.pop("classifier"))
-        for name, parts in groups.items():
-            tied = name == "decoder"
-            base = model.model.embeddings.tok_embeddings if tied else model.get_submodule(name)
-            adapted = Adapted(base, config["r"], config["lora_alpha"], kind)
-            _, *ours = adapted.parameters()  # after the weight
-            for part, p in zip(("A", "B", "magnitude_vector"), ours, strict=False):  # LoRA: no m
-                if p.shape != parts[part].shape:
-                    raise ValueError(f"{name}: {part} has shape {tuple(parts[part].shape)}, "
-                                     f"needs {tuple(p.shape)}")
-                p.copy_(parts[part])
-            if tied:
-                model.decoder.weight = nn.Parameter(adapted.merged()[0], requires_grad=False)
+        for name, tensors in group_by_layer(state).items():
+            if name == "classifier":
+                model.classifier.load_state_dict(tensors)
+                continue
+            if name == "decoder":
+                base = model.model.embeddings.tok_embeddings
+            else:
+                base = model.get_submodule(name)
+            adapted = AdaptedLinear(base, config["r"], config["lora_alpha"], adapter)
+            fill_adapter(name, adapted, tensors)
+            if name == "decoder":
+                weight = adapted.merged_weight().weight
+                model.decoder.weight = nn.Parameter(weight, requires_grad=False)
             else:
                 model.set_submodule(name, adapted)
-    except (AttributeError, KeyError, ValueError, RuntimeError) as e:
-        raise ValueError(f"{folder} does not fit this model: {e}") from None
+    except (AttributeError, KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder} does not fit this model: {error}") from None
+
+
+def check_adapter_config(folder: Path, config: dict):
+    """ValueError for an adapter that is computed in another way than here."""
+    others = ("rank_pattern", "alpha_pattern", "use_rslora", "layer_replication", "lora_bias",
+              "fan_in_fan_out")
+    odd = [key for key in others if config.get(key)]
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
+        what = f", not {', '.join(odd)}" if odd else ""
+        raise ValueError(f"{folder}: only plain LoRA and DoRA adapters are built here{what}")
+
+
+def group_by_layer(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """{layer: {"A", "B", "m": tensor}} from PEFT's names; of a classifier {"weight", "bias"}."""
+    groups = {}
+    for key, tensor in state.items():
+        key = key.removeprefix(PREFIX)
+        layer, _, part = key.rpartition(".")  # right for classifier.weight
+        for name, ending in PEFT_NAMES.items():
+            if key.endswith(ending):
+                layer, part = key.removesuffix(ending), name
+        groups.setdefault(layer, {})[part] = tensor.float()
+    return groups
+
+
+def fill_adapter(name: str, adapted: AdaptedLinear, tensors: dict[str, torch.Tensor]):
+    """Copy A, B and m into a fresh adapter of the same shapes."""
+    for part in PEFT_NAMES:
+        p = getattr(adapted, part)
+        if p is None:  # LoRA has no m
+            continue
+        if p.shape != tensors[part].shape:
+            raise ValueError(f"{name}: {part} has shape {tuple(tensors[part].shape)}, needs "
+                             f"{tuple(p.shape)}")
+        p.copy_(tensors[part])
+
+
+def main():
+    print("the nano encoder: trainable parameters, by adapter and frozen layers")
+    for adapter in ADAPTERS:
+        for freeze in (0, 2):
+            model = load(Path(__file__).parent / "nano")
+            found = adapt(model, adapter, rank=8, alpha=8.0, freeze=freeze)
+            total = sum(p.numel() for p in found.values())
+            print(f"  --adapter {adapter:5} --freeze {freeze}   {total:8,} in {len(found)} tensors")
 
 
 if __name__ == "__main__":
-    print("the nano encoder: trainable parameters, by adapter and frozen layers")
-    for kind, freeze in product(KINDS, (0, 2)):
-        model = load(fetch("nano"))
-        names = adapt(model, kind, rank=8, alpha=8, freeze=freeze)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        print(f"  --adapter {kind:5} --freeze {freeze}   {trained:8,} in {len(names)} tensors")
+    main()

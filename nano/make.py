@@ -38,6 +38,7 @@ from tokenizers import (
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import tinyrm  # noqa: E402  (the module lies beside this folder, not in it)
+from experiments.causal import CausalModernBERT  # noqa: E402
 
 WORLD_SEED = 3  # which word has which attributes; the shipped pairs and weights belong to this one
 DOMAINS = ("reasoning", "safety", "chat")
@@ -502,10 +503,11 @@ def config_of(tokenizer, causal=False, width=128):
     of 32."""
     special = {f"{name}_token_id": tokenizer.token_to_id(f"[{name.upper()}]") for name in
                ("cls", "sep", "pad")}
-    return tinyrm.Config.read(
+    config_class = CausalModernBERT.config_class if causal else tinyrm.Config
+    return config_class.from_json(
         {
-            "architectures": ["ModernBert" + ("DecoderForCausalLM" if causal else "ForMaskedLM")],
-            "model_type": "modernbert" + "-decoder" * causal,
+            "architectures": [config_class.architectures["cloze"]],
+            "model_type": config_class.model_type,
             "vocab_size": tokenizer.get_vocab_size(),
             "hidden_size": width,
             "intermediate_size": width * 3 // 2,
@@ -617,6 +619,10 @@ def load_state(path, model, optimizer):
     return step, json.loads(about["spent"])
 
 
+def is_causal(model):
+    return isinstance(model, CausalModernBERT)
+
+
 def pretrain(model, reader, steps, peak, state, stop=None, every=200, log=print):
     """Plain masked-language modelling: cross-entropy at the masked positions, nothing else. For a
     decoder, plain language modelling: the same text in the same order, every next token."""
@@ -634,7 +640,7 @@ def pretrain(model, reader, steps, peak, state, stop=None, every=200, log=print)
         if block != step // 8:
             block, cuts = step // 8, reader.block(step // 8, 8)
         docs = cuts[step % 8]
-        batch = reader.next_batch(docs) if model.config.causal else reader.batch(docs, step)
+        batch = reader.next_batch(docs) if is_causal(model) else reader.batch(docs, step)
         tokens, starts, where, what = batch
         for group in optimizer.param_groups:
             group["lr"] = rate(step, steps, peak)
@@ -672,8 +678,8 @@ def probe(model, reader):
         for word, thing in reader.world.items():
             head = [reader.cls, *reader.ids(before.format(word))]
             rest = [reader.mask, *reader.ids(after), reader.sep]
-            docs.append(head if model.config.causal else [*head, *rest])
-            read.append(sum(map(len, docs[:-1])) + len(head) - model.config.causal)
+            docs.append(head if is_causal(model) else [*head, *rest])
+            read.append(sum(map(len, docs[:-1])) + len(head) - is_causal(model))
             right.append(list(values).index(str(thing[name])))
         starts = torch.tensor([0, *map(len, docs)]).cumsum(0)
         tokens = torch.tensor([token for doc in docs for token in doc])
@@ -723,7 +729,8 @@ def main(argv=None):
             (flags.out / "pairs" / f"{domain}.{half}.jsonl").write_text("".join(lines), "utf-8")
     tokenizer = make_tokenizer(world)
     save_tokenizer(tokenizer, flags.out)
-    model = tinyrm.ModernBERT(config_of(tokenizer, flags.causal, flags.width))
+    model_class = CausalModernBERT if flags.causal else tinyrm.ModernBERT
+    model = model_class(config_of(tokenizer, flags.causal, flags.width))
     model.init_weights(flags.seed)
     size = sum(p.numel() for p in model.parameters())
     print(f"{len(world)} words, {tokenizer.get_vocab_size()} tokens, {size / 1e6:.2f} M parameters")

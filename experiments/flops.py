@@ -1,0 +1,168 @@
+"""What judging costs: measured, counted for the rows that were judged, and by the paper's formula.
+
+    python experiments/flops.py MODEL DATA        DATA as for evaluate.py: a benchmark, FILE.jsonl
+
+FLOPs are two for a multiply-add. Shapes: B rows, T tokens of all rows, D hidden, F feed-forward.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from evaluate import RewardModel  # noqa: E402
+from infra.benchmarks import load_eval_set  # noqa: E402
+from infra.machine import peak_bytes  # noqa: E402
+from tinyrm import BLOCK, Config  # noqa: E402
+
+# --------------------------------------------------------------------------------------- counting
+
+
+def flops(config: Config, sizes: list[int], device: torch.device) -> int:
+    """FLOPs of the products and of attention in tinyrm.py, for a batch of rows of these sizes.
+
+    The last layer computes queries, output and MLP for one position of each row only (where it is
+    local, only the MLP), and the decoder two words of the vocabulary."""
+    width, inner = config.hidden_size, config.intermediate_size
+    rows, tokens = len(sizes), sum(sizes)
+    whole_rows = sum(size * size for size in sizes)  # scores where all attend to all
+    in_window = window_scores(config, sizes, device)
+
+    multiply_adds = rows * width * width + rows * 2 * width  # head.dense, and the two words
+    for index, layer_type in enumerate(config.layer_types):
+        is_global = layer_type == "full_attention"
+        is_last = index == config.num_hidden_layers - 1
+
+        # Wqkv: a query, a key and a value, (D, D) each; then attn.Wo, (D, D)
+        queries = rows if is_last and is_global else tokens
+        multiply_adds += (queries + 2 * tokens) * width * width
+        multiply_adds += queries * width * width
+
+        # mlp.Wi, (2 F, D), and mlp.Wo, (D, F)
+        outputs = rows if is_last else tokens
+        multiply_adds += outputs * 3 * width * inner
+
+        # q k^T and the product with v: each D for every score
+        scores = in_window
+        if is_global:
+            scores = tokens if is_last else whole_rows  # one query sees its row
+        multiply_adds += 2 * width * scores
+    return 2 * multiply_adds
+
+
+def window_scores(config: Config, sizes: list[int], device: torch.device) -> int:
+    """The scores that a local layer computes, also those that are masked afterwards."""
+    window = config.window
+    if device.type == "cuda":
+        # only those in the window: 2 w + 1 of each token, but for the ends of a row, where
+        # 1 + 2 + ... + w fall away on both sides
+        scores = 0
+        for size in sizes:
+            if size <= window:
+                scores += size * size
+            else:
+                scores += size * (2 * window + 1) - window * (window + 1)
+        return scores
+
+    # rows that fit into the window attend as in a global layer
+    if max(sizes) <= window + 1:
+        return sum(size * size for size in sizes)
+
+    # blocks of queries, each with its keys and the window to both sides, or to the left
+    sides = 2
+    if config.model_type == "modernbert-decoder":  # experiments/causal.py
+        sides = 1
+    blocks = (sum(sizes) + BLOCK - 1) // BLOCK  # rounded up
+    return blocks * BLOCK * (BLOCK + sides * window)
+
+
+def paper_flops(width: int, layers: int, heads: int, inner: int) -> int:
+    """FLOPs of a token by the formula behind the paper's chart, 2 N + 2 L context K with a context
+    of 8,192 and N = 2 D L (2 K + F). K, the size of one head, stands in it for the width of all
+    heads, so that most of attention is missing."""
+    head_size = width // heads
+    parameters = 2 * width * layers * (2 * head_size + inner)
+    return 2 * parameters + 2 * layers * 8192 * head_size
+
+
+# -------------------------------------------------------------------------------------- measuring
+
+
+class MeteredRewardModel(RewardModel):
+    """A judge that counts what its encoder does."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.spent = Counter()  # rows, tokens, seconds, flops
+
+    def score_batch(self, batch):
+        began = time.perf_counter()
+        log_odds = super().score_batch(batch)
+        seconds = time.perf_counter() - began
+
+        sizes = batch.starts.diff().tolist()
+        self.spent["rows"] += len(sizes)
+        self.spent["tokens"] += sum(sizes)
+        self.spent["seconds"] += seconds
+        self.spent["flops"] += flops(self.model.config, sizes, self.device)
+        return log_odds
+
+
+def cost(reward_model: MeteredRewardModel, seconds: float) -> dict[str, float]:
+    """What judging cost, of which all took `seconds`: {what: number}."""
+    config, spent = reward_model.model.config, reward_model.spent
+    parameters = sum(p.numel() for p in reward_model.model.parameters())
+    unit, units = "pair", spent["rows"] / 2  # a row for each order
+    if reward_model.single:
+        unit, units = "response", spent["rows"]
+
+    of_token = paper_flops(config.hidden_size, config.num_hidden_layers,
+                           config.num_attention_heads, config.intermediate_size)
+    tokens_each = spent["tokens"] / units
+    return {
+        f"{unit}s a second": units / seconds,
+        "tokens a second": spent["tokens"] / seconds,
+        f"tokens a {unit}": tokens_each,
+        "seconds": seconds,
+        "share of them in the encoder": spent["seconds"] / seconds,
+        "peak GiB": peak_bytes(reward_model.device) / 2**30,
+        f"GFLOPs a {unit}, counted": spent["flops"] / units / 1e9,
+        f"GFLOPs a {unit}, the paper's formula": tokens_each * of_token / 1e9,
+        "parameters": parameters,
+        "times smaller than 70 billion": 70e9 / parameters,
+    }
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL", help="a folder or a Hub name")
+    parser.add_argument("data", metavar="DATA", help="a benchmark, or FILE.jsonl")
+    parser.add_argument("--context", choices=["pair", "single"])
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--dtype", default="auto", help="auto, fp32 or bf16")
+    parser.add_argument("--limit", type=int, default=0, help="items; 0: all")
+    flags = parser.parse_args(argv)
+
+    items = load_eval_set(flags.data, flags.limit).items
+    reward_model = MeteredRewardModel.load(flags.model, context=flags.context,
+                                           device=flags.device, dtype=flags.dtype)
+    print(f"judging {len(items):,} items on {reward_model.about['device']}", flush=True)
+
+    began = time.perf_counter()
+    for _ in reward_model.judge(items):
+        pass
+    for what, number in cost(reward_model, time.perf_counter() - began).items():
+        print(f"  {what:38} {number:>14,.4g}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

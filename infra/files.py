@@ -1,0 +1,132 @@
+"""Reading files of JSON and of rows; writing files and folders whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyarrow.parquet import ParquetFile
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def parse_object(text: bytes, where: str, advice: str) -> dict:
+    """The JSON object in `text`; a ValueError says where it should stand and what to do."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also bytes that are not UTF-8
+        reason = str(error).replace("line 1 ", "")  # JSON lines: `where` has the line's number
+        raise ValueError(f"{where}: not valid JSON ({reason}): {advice}") from None
+
+    if not isinstance(value, dict):
+        start = text[:40].decode(errors="replace").strip()
+        raise ValueError(f"{where}: no object, but {start!r}: {advice}")
+    return value
+
+
+def read_json(path: Path | str) -> dict:
+    """The object that a JSON file holds."""
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}: give a JSON file") from None
+    return parse_object(text, str(path), "make it anew")
+
+
+def read_json_lines(path: Path | str) -> Iterator[tuple[int, dict]]:
+    """(line number, row) for each line of a file of JSON lines; blank lines are skipped."""
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    where = f"{path}, line {number}"
+                    yield number, parse_object(line, where, "give one object a line")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}: give a file of JSON lines") from None
+
+
+def read_rows(path: Path) -> Iterator[dict]:
+    """The rows of a data set's file: parquet, a JSON array (.json), or JSON lines.
+
+    Parquet and JSON lines are streamed: memory does not grow with the number of rows.
+    """
+    if path.suffix == ".parquet":
+        # pre_buffer would keep everything that was read of the file
+        with ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+
+    elif path.suffix == ".json":
+        # one array of all rows; it cannot be streamed
+        yield from json.loads(path.read_bytes())
+
+    else:
+        for _, row in read_json_lines(path):
+            yield row
+
+
+def sha256_of(path: Path | str) -> str:
+    """The SHA-256 of a file, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file or a folder to the path that this yields; it then takes the place of `path`.
+
+        with replacing(out / "model") as temporary:
+            temporary.mkdir()
+            ...
+
+    Nobody ever finds half of it at `path`, also if the process is killed. If the block raises,
+    what it wrote is removed: half a file would take the room that is short.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove(temporary)  # of a process that was killed here
+    try:
+        yield temporary
+
+        sync(temporary)
+        if path.is_dir():  # a file is replaced in one go, but an old folder must go first
+            remove(path)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        remove(temporary)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or a folder and the files in it, on the disk: after a power cut it is whole."""
+    parts = [path]
+    if path.is_dir():
+        parts += [file for file in path.iterdir() if file.is_file()]
+    for part in parts:
+        number = os.open(part, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one; of a link the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON."""
+    # an error in here comes before anything is written
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

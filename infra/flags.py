@@ -1,0 +1,73 @@
+"""A frozen dataclass as command-line flags: a field is a flag, its default, its range and its
+help."""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, field, fields
+from typing import Any, NamedTuple
+
+
+def flag(default: Any, help: str, choices: Callable | Sequence | None = None,
+         least: float | None = None, positive: bool = False) -> Any:
+    """A field of a settings class. `choices` may be a function, so that a table is read when the
+    command line is; `least` and `positive` are the range of a number."""
+    metadata = {"help": help, "choices": choices, "least": least, "positive": positive}
+    return field(default=default, metadata=metadata)
+
+
+def option(name: str) -> str:
+    """micro_tokens -> --micro-tokens"""
+    return "--" + name.replace("_", "-")
+
+
+class CommandLine(NamedTuple):
+    given: dict[str, Any]  # field: value, of the flags that were given
+    resume: str | None
+    dry_run: bool
+
+
+def parse(settings_class: type, argv: Sequence[str] | None, description: str) -> CommandLine:
+    """Read the command line. Abbreviated flags are refused; a flag that is not given is not in
+    `given`, so that a recipe can stand between the flag and the default."""
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False,
+        epilog="Defaults shown are those beneath the recipe of the model and the domain.")
+    for f in fields(settings_class):
+        add_flag(parser, f)
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR as it was begun")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    given = vars(parser.parse_args(argv))
+    for f in fields(settings_class):
+        if f.name in given:
+            check_range(f, given[f.name])
+    return CommandLine(resume=given.pop("resume"), dry_run=given.pop("dry_run"), given=given)
+
+
+def add_flag(parser: argparse.ArgumentParser, f: Any):
+    default = f.default if f.default is not MISSING else None
+    text = f.metadata["help"]
+    if default:
+        shown = " ".join(default) if isinstance(default, tuple) else default
+        text = f"{text} ({shown})"
+
+    if default is False:
+        parser.add_argument(option(f.name), action="store_true", default=argparse.SUPPRESS,
+                            help=text)
+        return
+
+    choices = f.metadata["choices"]
+    if callable(choices):
+        choices = choices()
+    several = isinstance(default, tuple)
+    parser.add_argument(option(f.name), default=argparse.SUPPRESS, help=text, choices=choices,
+                        type=str if several else type(default), nargs="+" if several else None)
+
+
+def check_range(f: Any, value: Any):
+    """ValueError for a number that is out of the range of its flag."""
+    if f.metadata["positive"] and not 0 < value < math.inf:
+        raise ValueError(f"{option(f.name)} {value}: give more than 0")
+    least = f.metadata["least"]
+    if least is not None and not least <= value < math.inf:
+        raise ValueError(f"{option(f.name)} {value}: give {least} or more")

@@ -1,0 +1,168 @@
+"""The Hugging Face Hub: short names of models, and model folders and data sets fetched by name.
+
+What was fetched once is taken from the Hub's cache (HF_HOME), also without a network.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import snapshot_download
+
+from infra.files import sha256_of
+
+ROOT = Path(__file__).resolve().parent.parent  # the checkout
+
+# Short names for --model. Anything else is a folder, or a repository on the Hub.
+MODEL_NAMES = {
+    "nano": str(ROOT / "nano"),
+    "nano-causal": str(ROOT / "nano/causal"),
+    "base": "answerdotai/ModernBERT-base",
+    "large": "answerdotai/ModernBERT-large",
+    "large-instruct": "answerdotai/ModernBERT-Large-Instruct",
+    "ettin-17m": "jhu-clsp/ettin-encoder-17m",
+    "ettin-32m": "jhu-clsp/ettin-encoder-32m",
+    "ettin-68m": "jhu-clsp/ettin-encoder-68m",
+    "ettin-150m": "jhu-clsp/ettin-encoder-150m",
+    "ettin-400m": "jhu-clsp/ettin-encoder-400m",
+    "ettin-1b": "jhu-clsp/ettin-encoder-1b",
+    "ettin-decoder-17m": "jhu-clsp/ettin-decoder-17m",
+    "ettin-decoder-32m": "jhu-clsp/ettin-decoder-32m",
+    "ettin-decoder-68m": "jhu-clsp/ettin-decoder-68m",
+    "ettin-decoder-150m": "jhu-clsp/ettin-decoder-150m",
+    "ettin-decoder-400m": "jhu-clsp/ettin-decoder-400m",
+    "ettin-decoder-1b": "jhu-clsp/ettin-decoder-1b",
+}
+
+NANOS = ("nano", "nano-causal")  # the models whose pairs come with the checkout
+
+# The files of a model repository that are read here; others (ONNX, optimizer states) stay there.
+MODEL_FILES = ["*.json", "model*.safetensors", "adapter_model.safetensors"]
+
+
+def fetch_model(name: str | Path, revision: str | None = None) -> Path:
+    """The folder of a model: `name` is one of MODEL_NAMES, a folder, or a repository on the Hub.
+
+    Of a repository the MODEL_FILES are fetched, at the commit or branch `revision`.
+    """
+    name = MODEL_NAMES.get(str(name), str(name))
+    if Path(name).is_dir():
+        return Path(name)
+
+    # a folder that was mistyped must not be asked of the Hub
+    looks_like_a_path = name.startswith((".", "/", "~"))
+    if looks_like_a_path or name.count("/") != 1:
+        raise ValueError(f"{name}: no such folder (and no Hub name, which is OWNER/NAME)")
+
+    try:
+        return download(name, "model", MODEL_FILES, revision)
+    except ValueError as error:  # a model has one more way
+        raise ValueError(f"{error}, or give a folder") from None
+
+
+def parse_revisions(revision: Sequence[str]) -> dict[str, str]:
+    """The values of --revision as {repository, or "" for the model: commit}.
+
+    Each is COMMIT for the model, or OWNER/REPO=COMMIT for a data set.
+    """
+    commits = {}
+    for word in revision:
+        repository, commit = "", word
+        if "=" in word:
+            repository, _, commit = word.partition("=")
+
+        parts = word.split("=")
+        is_well_formed = len(parts) <= 2 and "" not in parts
+        if not is_well_formed or repository in commits:
+            given = " ".join(revision)
+            raise ValueError(
+                f"--revision {given}: give COMMIT for the model, and OWNER/REPO=COMMIT for each "
+                "data set"
+            )
+        commits[repository] = commit
+    return commits
+
+
+def fetch_pinned(name: str, revision: Sequence[str]) -> Path:
+    """The folder of a model, at the commit that the values of --revision name for it."""
+    commit = parse_revisions(revision).get("")
+    folder = fetch_model(name, commit)
+    if commit is not None and commit_of(folder) is None:
+        raise ValueError(
+            f"--revision {commit}: --model {name} is a folder, which has no commits: leave it out, "
+            "or name a repository of the Hub"
+        )
+    return folder
+
+
+class Snapshot(NamedTuple):
+    """Files of a data set as they were at one commit."""
+
+    commit: str
+    paths: list[Path]
+
+
+def fetch_dataset(
+    repository: str, patterns: Sequence[str], revision: str | None = None
+) -> Snapshot:
+    """The files of a data set whose paths match one of the glob `patterns`, in this order."""
+    # its prompts are also RewardBench's; v0.2 is without them
+    if "Reward-Preference-80K-v0.1" in repository:
+        cleaned = repository.replace("v0.1", "v0.2")
+        raise ValueError(
+            f"{repository}: shares prompts with RewardBench (contaminated): use {cleaned}"
+        )
+
+    folder = download(repository, "dataset", list(patterns), revision)
+    paths = []
+    for pattern in patterns:
+        matching = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if not matching:
+            raise ValueError(
+                f"{repository}: no file {pattern} at {folder.name}: give another revision"
+            )
+        paths.extend(matching)
+    return Snapshot(folder.name, paths)
+
+
+def download(repository: str, kind: str, patterns: list[str], revision: str | None) -> Path:
+    """The folder with the matching files in the Hub's cache; its name is the commit."""
+    # the Hub's * also stands for "/": of a model, folders such as checkpoint-9/ stay there
+    ignored = ["*/*"] if kind == "model" else None
+    try:
+        folder = snapshot_download(
+            repository, repo_type=kind, revision=revision, allow_patterns=patterns,
+            ignore_patterns=ignored,
+        )
+    except Exception as error:  # the client raises its own, its HTTP library's, the system's errors
+        # theirs are long and have many lines
+        message = f"{type(error).__name__}: {error}"
+        one_line = " ".join(message.split())[:300]
+        raise ValueError(
+            f"{repository}, revision {revision or 'main'}, did not come from the Hub ({one_line}): "
+            "check the name, the network, the disk and HF_TOKEN"
+        ) from None
+    return Path(folder)
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of a folder in the Hub's cache; None for any other folder."""
+    if folder.parent.name == "snapshots":  # .../models--OWNER--NAME/snapshots/COMMIT
+        return folder.name
+    return None
+
+
+def version_of(path: Path) -> str:
+    """What identifies a model folder or a file: the Hub's commit, else the SHA-256 of the weights,
+    or of the file."""
+    commit = commit_of(path)
+    if commit is not None:
+        return commit
+
+    # a folder or a file from elsewhere
+    files = [path]
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"{path}: no *.safetensors in it: give a folder with weights")
+    return ", ".join(f"sha256 {sha256_of(file)[:16]}" for file in files)

@@ -1,0 +1,161 @@
+"""What this machine has: the device, the precision and the attention kernel that are chosen, with
+the reasons in words; memory that is used, and memory that a run will need."""
+
+import os
+import sys
+from typing import NamedTuple
+
+import torch
+
+from dora import adapters
+from tinyrm import Config, ModernBERT, uses_flash
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CPU_TOKENS = 4096  # in a micro-batch: a processor is no faster with more
+
+
+class Machine(NamedTuple):
+    device: torch.device
+    dtype: torch.dtype  # that products and attention are computed in
+    on_gpu: bool
+    reason: str  # why these, in a line
+
+
+def pick_device(device: str = "auto", dtype: str = "auto") -> Machine:
+    """What the user asked for, as far as the machine has it. ValueError for what it has not."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device {device}: give auto, cpu or cuda")
+    if dtype not in ("auto", *DTYPES):
+        raise ValueError(f"--dtype {dtype}: give auto, fp32 or bf16")
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise ValueError("--device cuda: torch sees no CUDA device here; use --device cpu")
+
+    device_reason = "asked for"
+    if device == "auto":
+        device = "cuda" if has_cuda else "cpu"
+        device_reason = "CUDA is there" if has_cuda else "no CUDA here"
+
+    dtype_reason = "asked for"
+    if dtype == "auto":
+        dtype = "bf16" if device == "cuda" else "fp32"
+        dtype_reason = f"the default on {device}"
+
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    chosen = DTYPES[dtype]
+    name = str(chosen).removeprefix("torch.")
+    reason = (f"{device} ({device_reason}), {name} ({dtype_reason}), "
+              f"attention: {attention_kernel(device, chosen)}")
+    return Machine(torch.device(device), chosen, device != "cpu", reason)
+
+
+def attention_kernel(device: str | torch.device, dtype: torch.dtype) -> str:
+    """The kernel that attention runs on, and why it is not the flash kernel where it is not."""
+    if torch.device(device).type != "cuda":
+        return "sdpa in blocks (no CUDA)"
+    if uses_flash(device, dtype):
+        return "variable-length flash"
+    if dtype not in (torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        return f"sdpa in blocks (the flash kernel has no {name})"
+    return "sdpa in blocks (the flash kernel needs an Ampere GPU or newer)"
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that was used so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # KiB, but bytes on a Mac
+
+
+class Memory(NamedTuple):
+    """An estimate of what training needs, in bytes."""
+
+    fixed: dict[str, int]  # what it is -> bytes, however many tokens there are
+    per_token: int  # beyond that, for each token of a micro-batch
+
+
+def estimate_memory(config: Config, dtype: torch.dtype, adapter: str, freeze: int,
+                    recompute_layers: bool, parameters: int, trainable: int) -> Memory:
+    """What training keeps. `tests/benchmark.py --memory` compares it with what is measured.
+
+    Fixed are the weights in float32, for what trains the gradients and Adam's two moments, and the
+    copies in the compute precision: in 16 bits of every layer, in float32 of the W' under an
+    adapter.
+
+    For the backward pass autograd keeps of each layer and token the residual stream twice in
+    float32, and in the compute precision the inputs and outputs of the four products, and q, k, v
+    once more after RoPE: 11 D + 3 F. If layers are recomputed, it keeps the stream of each layer,
+    and all of one layer. The layer that the backward pass is at takes about twice these, in
+    float32."""
+    D, F = config.hidden_size, config.intermediate_size
+    unfrozen = config.num_hidden_layers - freeze
+    layer_weights = 4 * D * D + 3 * D * F
+
+    copied_layers = 0
+    if dtype.itemsize < 4:
+        copied_layers = config.num_hidden_layers
+    elif adapter != "full":
+        copied_layers = unfrozen
+    name = str(dtype).removeprefix("torch.")
+    fixed = {
+        "weights": 4 * parameters,
+        "gradients and moments": 12 * trainable,
+        f"copies in {name}": copied_layers * layer_weights * dtype.itemsize,
+    }
+
+    one_layer = 2 * 4 * D + dtype.itemsize * (11 * D + 3 * F)
+    if recompute_layers:
+        kept = one_layer + 4 * D * max(1, unfrozen)
+    else:
+        kept = one_layer * max(1, unfrozen)
+    layer_at_work = 2 * 4 * (11 * D + 3 * F)
+    return Memory(fixed, kept + layer_at_work)
+
+
+def memory_of(model: ModernBERT, dtype: torch.dtype) -> Memory:
+    """The estimate for a model that is ready to train."""
+    parameters, trainable = count_parameters(model)
+    frozen = 0
+    for layer in model.model.layers:
+        if not any(p.requires_grad for p in layer.parameters()):
+            frozen += 1
+    adapter = "dora" if adapters(model) else "full"
+    return estimate_memory(model.config, dtype, adapter, frozen, model.recompute_layers, parameters,
+                           trainable)
+
+
+class ParameterCount(NamedTuple):
+    all: int
+    trainable: int
+
+
+def count_parameters(model: ModernBERT) -> ParameterCount:
+    total, trainable = 0, 0
+    for p in model.parameters():
+        total += p.numel()
+        if p.requires_grad:
+            trainable += p.numel()
+    return ParameterCount(total, trainable)
+
+
+class TokenBudget(NamedTuple):
+    tokens: int  # at most in a micro-batch
+    reason: str
+
+
+def pick_micro_tokens(asked: int, model: ModernBERT, hardware: Machine) -> TokenBudget:
+    """How many tokens go through the model at once; `asked` beats what the memory suggests. It
+    changes memory and speed, not the result."""
+    if asked:
+        return TokenBudget(asked, "asked for")
+    if not hardware.on_gpu:
+        return TokenBudget(CPU_TOKENS, "a processor is no faster with more")
+    free = torch.cuda.mem_get_info(hardware.device)[0]
+    tokens = int(0.6 * free / memory_of(model, hardware.dtype).per_token)
+    tokens = max(2048, min(tokens, 131_072))
+    return TokenBudget(tokens, f"0.6 of {free / 2**30:.0f} GiB free")

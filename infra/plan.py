@@ -1,0 +1,51 @@
+"""--dry-run: what a run would do and need, before it does it."""
+
+from pathlib import Path
+
+from data import PromptFormat
+from infra import distributed
+from infra.hub import commit_of
+from infra.machine import Machine, count_parameters, memory_of
+from infra.sources import PairSets
+from tinyrm import ModernBERT
+
+SAMPLE = 500  # pairs that are tokenised to estimate the tokens of all
+
+
+def show(model: ModernBERT, prompt_format: PromptFormat, pairs: PairSets, model_folder: Path,
+         steps: int, batch_size: int, micro_tokens: int, hardware: Machine):
+    """Print pairs, rows, tokens, steps, trainable parameters, memory, and what comes from the
+    Hub."""
+    every = max(1, len(pairs.train) // SAMPLE)
+    sample = pairs.train[::every]
+    rows_of_pairs, dropped = prompt_format.rows(sample)
+    tokens_sampled, n = 0, 0
+    for rows in rows_of_pairs:
+        if rows is not None:
+            tokens_sampled += len(rows[0].tokens) + len(rows[1].tokens)
+            n += 1
+
+    rows_in_all = steps * batch_size
+    tokens_a_row = tokens_sampled / max(1, 2 * n)
+    tokens = tokens_a_row * rows_in_all
+    distributed.log(f"plan: {rows_in_all // 2:,} pairs, {rows_in_all:,} rows, about {tokens:,.0f} "
+                    f"tokens (mean of {n} pairs; dropped of them: {dict(dropped)}); {steps} steps")
+
+    sizes = count_parameters(model)
+    distributed.log(f"      {sizes.trainable:,} of {sizes.all:,} parameters train")
+
+    memory = memory_of(model, hardware.dtype)
+    at_once = min(micro_tokens, tokens_a_row * batch_size / distributed.world_size())
+    parts = {**memory.fixed,
+             f"the backward pass of {at_once:,.0f} tokens": memory.per_token * at_once}
+    detail = ", ".join(f"{size / 2**30:.1f} {what}" for what, size in parts.items())
+    total = sum(parts.values()) / 2**30
+    distributed.log(f"      about {total:.1f} GiB in each process, without torch itself ({detail})")
+
+    fetched = [f"{repository}@{commit}" for repository, commit in pairs.commits.items()]
+    commit = commit_of(model_folder)
+    if commit:
+        size = sum(file.stat().st_size for file in model_folder.iterdir())
+        fetched.insert(0, f"the model at {commit} ({size / 1e9:.2f} GB)")
+    if fetched:
+        distributed.log(f"      from the Hub: {', '.join(fetched)}")

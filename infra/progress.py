@@ -1,0 +1,40 @@
+"""How a run shows where it is: one line that lives on a terminal, plain lines elsewhere."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from infra import distributed
+
+
+@contextmanager
+def show_progress(steps: int, done: int) -> Iterator[Callable[[dict], None]]:
+    """Yields a function that shows a step's line of metrics.jsonl."""
+    on_terminal = sys.stderr.isatty() and distributed.rank() == 0
+    every = max(1, steps // 10)  # elsewhere a line so often
+
+    with tqdm(total=steps, initial=done, unit="step", disable=not on_terminal) as bar:
+
+        def show(line):
+            text = describe(line)
+            if on_terminal:
+                bar.update()
+                bar.set_postfix_str(text)
+                return
+            step = line["step"]
+            if step % every == 0 or step == steps or "held_out" in line:
+                seconds_left = line["seconds"] * (steps - step)
+                distributed.log(f"step {step}/{steps}  {text}  {seconds_left:.0f} s left")
+
+        yield show
+
+
+def describe(line: dict) -> str:
+    speed = line["tokens"] / line["seconds"]
+    text = (f"loss {line['loss']:.3f}  accuracy {line['accuracy']:.3f}  {speed:,.0f} tokens/s  "
+            f"{line['peak_bytes'] / 2**30:.1f} GiB")
+    if line.get("held_out") is not None:
+        text += f"  held-out {line['held_out']:.3f} (loss {line['held_out_loss']:.3f})"
+    return text
