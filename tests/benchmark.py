@@ -13,6 +13,9 @@ a padded batch, logits at every position. Both get the same random weights, rows
 Wqkv, Wi and Wo of the upper third; all below frozen) and optimizer. Each side is a process of its
 own, which takes a step when told to: steps are timed in turn, and peak memory is the process's. The
 first step warms up; the losses and gradients that it gives must be the same on both sides.
+
+The file goes in this order: what both sides get; the two sides; what a step costs at least; a
+process for each side; the comparison; memory; the command line.
 """
 
 import argparse
@@ -24,7 +27,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -35,381 +40,594 @@ from safetensors.torch import load_file, save_file
 import dora
 import tinyrm
 import train
+from infra.machine import DTYPES, count_parameters, estimate_memory
 
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LENGTHS = [505, 167, 64, 281, 104, 86, 255, 331]  # eight pair rows as they come: 64 to 505 tokens
-SHAPES = {  # hidden, ffn, layers, heads, vocabulary, frozen layers, rank
-    "tiny": (64, 96, 4, 2, 500, 2, 4),
-    "base": (768, 1152, 22, 12, 50368, 15, 128),
-    "large": (1024, 2624, 28, 16, 50368, 15, 128),
+# ------------------------------------------------------------------------------ what both sides get
+
+
+class Shape(NamedTuple):
+    """A model, and what of it trains."""
+
+    width: int
+    feed_forward: int
+    layers: int
+    heads: int
+    vocabulary: int
+    frozen: int  # layers, from the bottom
+    rank: int  # of the adapters above
+
+
+SHAPES = {
+    "tiny": Shape(64, 96, 4, 2, 500, 2, 4),
+    "base": Shape(768, 1152, 22, 12, 50368, 15, 128),
+    "large": Shape(1024, 2624, 28, 16, 50368, 15, 128),
 }
-TARGETS = ("attn.Wqkv", "mlp.Wi", "attn.Wo", "mlp.Wo")
+TARGETS = ("attn.Wqkv", "mlp.Wi", "attn.Wo", "mlp.Wo")  # of the adapters in a layer
+ALPHA = 8.0
+LENGTHS = [505, 167, 64, 281, 104, 86, 255, 331]  # eight pair rows as they come: 64 to 505 tokens
+WORDS = [329, 378]  # whose logits a judge needs
 
 
-def config_of(size):
-    width, ffn, layers, heads, vocab, _, _ = SHAPES[size]
-    return dict(model_type="modernbert", vocab_size=vocab, hidden_size=width,
-                intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads,
-                pad_token_id=vocab - 85, cls_token_id=1, sep_token_id=2, bos_token_id=1,
-                eos_token_id=2)  # fmt: skip
+def config_of(size: str) -> dict:
+    """The config.json of a shape."""
+    shape = SHAPES[size]
+    return {
+        "model_type": "modernbert",
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.feed_forward,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "pad_token_id": shape.vocabulary - 85,
+        "cls_token_id": 1,
+        "bos_token_id": 1,
+        "sep_token_id": 2,
+        "eos_token_id": 2,
+    }
 
 
-def rows_of(lengths, size):
+class Rows(NamedTuple):
+    tokens: list[torch.Tensor]  # of each row
+    mask_at: torch.Tensor  # (B,) near the end of each row, as in a cloze
+    labels: torch.Tensor  # (B,) words
+
+
+def random_rows(lengths: list[int]) -> Rows:
     random = torch.Generator().manual_seed(0)
-    rows = [torch.randint(3, 400, (n,), generator=random) for n in lengths]
-    at = torch.tensor([n - 3 for n in lengths])  # the mask stands near the end, as in a cloze
-    labels = torch.randint(329, 379, (len(rows),), generator=random)
-    return rows, at, labels
+    tokens = [torch.randint(3, 400, (n,), generator=random) for n in lengths]
+    mask_at = torch.tensor([n - 3 for n in lengths])
+    labels = torch.randint(329, 379, (len(lengths),), generator=random)
+    return Rows(tokens, mask_at, labels)
 
 
-def begin(args):
+def adapted_model(args: argparse.Namespace) -> tinyrm.ModernBERT:
     """tinyrm's model under its adapters, from fixed seeds: what both sides begin with."""
-    *_, freeze, rank = SHAPES[args.size]
+    shape = SHAPES[args.size]
+    adapter = "lora" if args.side == "lora" else args.adapter
     model = tinyrm.load(args.base)
-    kind = "lora" if args.side == "lora" else args.adapter
-    dora.adapt(model, kind, rank, 8.0, freeze, 0)
-    plain = tinyrm.Linear(model.config.hidden_size, model.config.hidden_size)
-    plain.weight.data = model.head.dense.weight.data  # the peer has no adapter on the head
+    dora.adapt(model, adapter, shape.rank, ALPHA, shape.frozen, seed=0)
+
+    # the peer has no adapter on the head
+    plain = tinyrm.Linear(shape.width, shape.width)
+    plain.weight.data = model.head.dense.weight.data
     model.head.dense = plain.requires_grad_(False)
-    for module in dora.adapters(model).values():  # B = 0 would make half of the gradients zero
-        random = torch.Generator().manual_seed(module.B.numel())
-        module.B.data.copy_(torch.randn(module.B.shape, generator=random) / 100)
+
+    # B = 0 would make half of the gradients zero
+    for adapted in dora.adapters(model).values():
+        random = torch.Generator().manual_seed(adapted.B.numel())
+        adapted.B.data.copy_(torch.randn(adapted.B.shape, generator=random) / 100)
     return model
 
 
-def ours(args):
-    """(training step, inference step, {name: A or B of an adapter}, merging) of tinyrm."""
-    model = begin(args).to(args.device).dtype_(args.type)
-    model.checkpoint = args.side == "checkpoint"
+# ------------------------------------------------------------------------------------ the two sides
+
+
+class Side(NamedTuple):
+    """What a process can be asked to do."""
+
+    learn: Callable[[], float]  # a training step; returns its loss
+    infer: Callable[[], torch.Tensor]  # the logits of WORDS in each row
+    adapters: dict[str, torch.nn.Parameter]  # "LAYER.A" and "LAYER.B", by the same names in both
+    merge: Callable  # for inference
+
+
+def make_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+
+
+def our_side(args: argparse.Namespace) -> Side:
+    model = adapted_model(args).to(args.device).set_compute_dtype(args.type)
+    model.recompute_layers = args.side == "checkpoint"
     if args.side == "compile":
         for layer in model.model.layers:
             layer.compile()
-    rows, at, labels = rows_of(args.rows, args.size)
-    starts = torch.tensor([0, *args.rows]).cumsum(0)
-    tokens, read = torch.cat(rows).to(args.device), (starts[:-1] + at).to(args.device)
-    labels, words = labels.to(args.device), torch.tensor([329, 378], device=args.device)
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=1e-5)
+        last = model.model.layers[-1]
+        last.at_read = torch.compile(last.at_read)
+
+    rows = random_rows(args.rows)
+    starts = torch.tensor([0, *args.rows]).cumsum(0)  # stays on the CPU
+    tokens = torch.cat(rows.tokens).to(args.device)
+    read_at = (starts[:-1] + rows.mask_at).to(args.device)
+    labels = rows.labels.to(args.device)
+    words = torch.tensor(WORDS, device=args.device)
+    optimizer = make_optimizer(model)
 
     def learn():
         optimizer.zero_grad()
-        loss = F.cross_entropy(model.logits(model(tokens, starts, read)).float(), labels)
+        logits = model.logits(model(tokens, starts, read_at)).float()  # (B, V)
+        loss = F.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()
         return loss.item()
 
+    @torch.inference_mode()
     def infer():
-        with torch.inference_mode():
-            return model.logits(model(tokens, starts, read), words).float()
+        return model.logits(model(tokens, starts, read_at), words).float()  # (B, 2)
 
-    low = {f"{name}.{part}": getattr(module, part)
-           for name, module in dora.adapters(model).items() for part in "AB"}  # fmt: skip
-    return learn, infer, low, lambda: dora.merge(model)
+    parameters = {}
+    for name, adapted in dora.adapters(model).items():
+        parameters[f"{name}.A"] = adapted.A
+        parameters[f"{name}.B"] = adapted.B
+    return Side(learn, infer, parameters, lambda: dora.merge(model))
 
 
-def peer(args):
-    """The same of transformers + peft."""
+def adapted_peer(args: argparse.Namespace):
+    """transformers' model under peft's adapters, with the numbers of ours: (the model, its
+    adapters' parameters by our names)."""
     import peft
     from transformers import ModernBertForMaskedLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    *_, layers, _, vocab, freeze, rank = SHAPES[args.size]
-    model, start = ModernBertForMaskedLM.from_pretrained(
-        args.base, attn_implementation="sdpa").train(), begin(args)  # fmt: skip
-    names = [f"model.layers.{i}.{t}" for i in range(freeze, layers) for t in TARGETS]
+    shape = SHAPES[args.size]
+    names = [f"model.layers.{i}.{target}" for i in range(shape.frozen, shape.layers)
+             for target in TARGETS]
+    model = ModernBertForMaskedLM.from_pretrained(args.base, attn_implementation="sdpa").train()
     model = peft.get_peft_model(model, peft.LoraConfig(
-        r=rank, lora_alpha=8, target_modules=names, use_dora=args.adapter == "dora"))  # fmt: skip
-    low = {}
-    for name, module in dora.adapters(start).items():
-        layer = model.base_model.model.get_submodule(name)
-        low[f"{name}.A"] = layer.lora_A["default"].weight
-        low[f"{name}.B"] = layer.lora_B["default"].weight
-        with torch.no_grad():
-            low[f"{name}.A"].copy_(module.A)
-            low[f"{name}.B"].copy_(module.B)
-            if module.m is not None:
-                layer.lora_magnitude_vector["default"].weight.copy_(module.m)
-    del start, module
+        r=shape.rank, lora_alpha=ALPHA, target_modules=names, use_dora=args.adapter == "dora"))
+
+    parameters = {}
+    with torch.no_grad():
+        for name, ours in dora.adapters(adapted_model(args)).items():
+            theirs = model.base_model.model.get_submodule(name)
+            parameters[f"{name}.A"] = theirs.lora_A["default"].weight
+            parameters[f"{name}.B"] = theirs.lora_B["default"].weight
+            parameters[f"{name}.A"].copy_(ours.A)
+            parameters[f"{name}.B"].copy_(ours.B)
+            if ours.m is not None:
+                theirs.lora_magnitude_vector["default"].weight.copy_(ours.m)
+    return model, parameters
+
+
+def peer_side(args: argparse.Namespace) -> Side:
+    model, parameters = adapted_peer(args)
     model.to(args.device)
-    rows, at, labels = rows_of(args.rows, args.size)
-    width = max(args.rows)
-    ids = torch.full((len(rows), width), vocab - 85)
-    target = torch.full((len(rows), width), -100)
-    for b, row in enumerate(rows):
-        ids[b, : len(row)] = row
-        target[b, at[b]] = labels[b]
+
+    # the rows, padded to the longest
+    rows = random_rows(args.rows)
+    count, width = len(args.rows), max(args.rows)
+    ids = torch.full((count, width), SHAPES[args.size].vocabulary - 85)  # the padding token
+    target = torch.full((count, width), -100)  # no loss there
+    for b, row in enumerate(rows.tokens):
+        ids[b, :len(row)] = row
+        target[b, rows.mask_at[b]] = rows.labels[b]
     mask = (torch.arange(width) < torch.tensor(args.rows)[:, None]).long().to(args.device)
     ids, target = ids.to(args.device), target.to(args.device)
-    inner = torch.arange(len(rows), device=args.device), at.to(args.device)
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=1e-5)
-    merged = []
+    row_numbers = torch.arange(count, device=args.device)
+    mask_at = rows.mask_at.to(args.device)
+    optimizer = make_optimizer(model)
+    half = args.type == torch.bfloat16
+    merged = {}
 
     def learn():
         optimizer.zero_grad()
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.type == torch.bfloat16):
+        with torch.autocast(args.device, torch.bfloat16, enabled=half):
             loss = model(input_ids=ids, attention_mask=mask, labels=target).loss
         loss.backward()
         optimizer.step()
         return loss.item()
 
+    @torch.inference_mode()
     def infer():
-        with torch.inference_mode():
-            logits = (merged or [model])[0](input_ids=ids, attention_mask=mask).logits
-            return logits[inner][:, [329, 378]].float()
+        logits = merged["model"](input_ids=ids, attention_mask=mask).logits  # (B, longest, V)
+        return logits[row_numbers, mask_at][:, WORDS].float()  # (B, 2)
 
     def merge():
-        merged.append(model.merge_and_unload().eval().to(args.type))
+        merged["model"] = model.merge_and_unload().eval().to(args.type)
 
-    return learn, infer, low, merge
-
-
-def products(args):
-    """FLOPs that must be done, two a multiply-add: (training step, inference step). Counted are
-    the products with weights and the attention of the packed rows; the last layer's queries,
-    output and MLP for one position a row; no gradient for frozen weights; the low-rank products."""
-    d, f, layers, _, vocab, freeze, rank = SHAPES[args.size]
-    b, t = len(args.rows), sum(args.rows)
-    train = infer = 0
-    for i in range(layers):
-        last = i == layers - 1
-        q = b if last else t
-        shapes = [(q, d, d), (t, d, 2 * d), (q, d, d), (q, d, 2 * f), (q, f, d)]
-        weights = sum(2 * n * x * y for n, x, y in shapes)
-        pairs = sum(n * (1 if last else n) if i % 3 == 0 else sum(
-            min(j, 64) + min(n - 1 - j, 64) + 1 for j in range(n)) for n in args.rows)  # fmt: skip
-        attention = 4 * pairs * d
-        infer += weights + attention
-        train += weights + attention
-        if i >= freeze:
-            low = sum(2 * n * rank * (x + y) * 2 for n, x, y in shapes)  # x A^T, gB; dA, dB
-            first = 2 * t * d * 3 * d if i == freeze else 0  # no gradient below the first layer
-            train += weights - first + 2 * attention + low
-    head = 2 * b * d * d
-    return train + 2 * (head + 2 * b * d * vocab), infer + head + 4 * b * d
+    return Side(learn, infer, parameters, merge)
 
 
-def rate(args):
-    """Multiply-adds of one large product, times two, a second: what the machine can do."""
-    n = 256 if args.size == "tiny" else 8192 if args.device == "cuda" else 2048
+# ----------------------------------------------------------------------- what a step costs at least
+
+
+class Flops(NamedTuple):
+    """Two for a multiply-add."""
+
+    train: int
+    infer: int
+
+
+def least_flops(args: argparse.Namespace) -> Flops:
+    """What must be done in a step. Counted are the products with weights and the attention of the
+    packed rows; the last layer's queries, output and MLP for one position a row; no gradient for
+    frozen weights; the low-rank products."""
+    shape = SHAPES[args.size]
+    d, f, rank = shape.width, shape.feed_forward, shape.rank
+    rows, tokens = len(args.rows), sum(args.rows)
+
+    train_flops = infer_flops = 0
+    for i in range(shape.layers):
+        is_last = i == shape.layers - 1
+        queries = rows if is_last else tokens
+
+        # (vectors, from, to) of Wq, Wk with Wv, attn.Wo, Wi, mlp.Wo
+        products = [(queries, d, d), (tokens, d, 2 * d), (queries, d, d), (queries, d, 2 * f),
+                    (queries, f, d)]
+        weights = sum(2 * n * inputs * outputs for n, inputs, outputs in products)
+        attention = 4 * d * scores_of_layer(args.rows, is_global=i % 3 == 0, is_last=is_last)
+        forward = weights + attention
+        infer_flops += forward
+        train_flops += forward
+
+        # backward: to the inputs (of the first layer that trains there is no need), and x A^T, g B,
+        # dA and dB of the adapters
+        if i >= shape.frozen:
+            low_rank = sum(2 * n * rank * (inputs + outputs) * 2 for n, inputs, outputs in products)
+            train_flops += weights + 2 * attention + low_rank
+            if i == shape.frozen:
+                train_flops -= 2 * tokens * d * 3 * d
+
+    head = 2 * rows * d * d
+    decoder = 2 * rows * d * shape.vocabulary
+    return Flops(train_flops + 2 * (head + decoder), infer_flops + head + 4 * rows * d)
+
+
+def scores_of_layer(lengths: list[int], is_global: bool, is_last: bool) -> int:
+    """How many scores attention has, over all rows."""
+    total = 0
+    for n in lengths:
+        if is_global:
+            total += n if is_last else n * n
+            continue
+        for j in range(n):  # itself, and up to 64 tokens to each side
+            total += min(j, 64) + 1 + min(n - 1 - j, 64)
+    return total
+
+
+def machine_flops(args: argparse.Namespace) -> float:
+    """FLOPs a second of one large product: what the machine can do."""
+    n = 2048
+    if args.size == "tiny":
+        n = 256
+    elif args.device == "cuda":
+        n = 8192
     x = torch.randn(n, n, device=args.device, dtype=args.type)
-    seconds = [clock(args, lambda: F.linear(x, x))[0] for _ in range(5)]
+    seconds = [seconds_of(args, lambda: F.linear(x, x)) for _ in range(5)]
     return 2 * n**3 / statistics.median(seconds[2:])
 
 
-def clock(args, call):
-    wait = torch.cuda.synchronize if args.device == "cuda" else (lambda: None)
-    wait()
+def seconds_of(args: argparse.Namespace, call: Callable) -> float:
+    if args.device == "cuda":
+        torch.cuda.synchronize()
     began = time.perf_counter()
-    value = call()
-    wait()
-    return time.perf_counter() - began, value
+    call()
+    if args.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
-# ----------------------------------------------------------------------------- a process for each
+# -------------------------------------------------------------------------- a process for each side
 
 
-def worker(args, side, what, file):
+def work(args: argparse.Namespace, side: str, what: str, file: str):
     """One side: a step for each line that comes in, its seconds out; at the end its peak memory.
     The first training step leaves loss and gradients in `file`."""
     args.side = side
-    learn, infer, low, merge = peer(args) if side == "peer" else ours(args)
+    made = peer_side(args) if side == "peer" else our_side(args)
+    step = made.learn
     if what == "infer":
-        merge()
+        made.merge()
+        step = made.infer
     else:
-        loss = learn()
-        grads = {name: p.grad.detach().float().cpu().contiguous() for name, p in low.items()}
-        save_file(grads | {"loss": torch.tensor(loss)}, file)
-    for _ in range(3 if side == "compile" else 0):  # it compiles anew for the first few
-        learn() if what == "train" else infer()
+        loss = made.learn()
+        tensors = {"loss": torch.tensor(loss)}
+        for name, p in made.adapters.items():
+            tensors[name] = p.grad.detach().float().cpu().contiguous()
+        save_file(tensors, file)
+
+    if side == "compile":  # it compiles anew for the first few
+        for _ in range(3):
+            step()
     print("ready", flush=True)
     for _ in sys.stdin:
-        print(clock(args, learn if what == "train" else infer)[0], flush=True)
+        print(seconds_of(args, step), flush=True)
+    print(peak_bytes(args))
+
+
+def peak_bytes(args: argparse.Namespace) -> int:
     if args.device == "cuda":
-        print(torch.cuda.max_memory_allocated())
-    else:  # not ru_maxrss: a child process begins with its parent's
-        status = Path("/proc/self/status").read_text()
-        print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
+        return torch.cuda.max_memory_allocated()
+    # not ru_maxrss: a child process begins with its parent's
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def start(args, side, what, file):
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", __file__, "--device", args.device, "--size", args.size,
-         "--dtype", {kind: name for name, kind in TYPES.items()}[args.type],
-         "--adapter", args.adapter, "--base", args.base, "--rows", *map(str, args.rows),
-         "--worker", side, what, file],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+class Worker:
+    """A process with one side, as its parent sees it."""
+
+    def __init__(self, args: argparse.Namespace, side: str, what: str, file: str):
+        words = ["--device", args.device, "--size", args.size, "--dtype", name_of(args.type),
+                 "--adapter", args.adapter, "--base", args.base, "--rows"]
+        words += [str(n) for n in args.rows]
+        words += ["--worker", side, what, file]
+        command = [sys.executable, "-W", "ignore", __file__]
+        self.process = subprocess.Popen(command + words, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True)
+
+    def hear(self) -> str:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a process of the benchmark ended: {self.process.wait()}")
+        return line.strip()
+
+    def step(self) -> float:
+        """Its seconds."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self.hear())
+
+    def end(self) -> int:
+        """The peak of its memory, in bytes."""
+        return int(self.process.communicate()[0])
 
 
-def hear(process):
-    line = process.stdout.readline()
-    if not line:
-        raise SystemExit(f"a process of the benchmark ended: {process.wait()}")
-    return line.strip()
+def name_of(dtype: torch.dtype) -> str:
+    """fp32 or bf16"""
+    for name, known in DTYPES.items():
+        if known == dtype:
+            return name
+    raise ValueError(f"{dtype} has no name here")
 
 
-def step(process):
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return float(hear(process))
+def long_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def compare(args, what):
+# --------------------------------------------------------------------------------------- comparison
+
+
+def compare(args: argparse.Namespace, what: str) -> dict:
     """One line of the table: both sides in turn, medians; and for training how far they agree."""
+    names = ("ours", args.against)
     with tempfile.TemporaryDirectory() as folder:
-        files = {side: str(Path(folder, side)) for side in ("ours", args.against)}
-        sides = {side: start(args, side, what, file) for side, file in files.items()}
-        for process in sides.values():
-            hear(process)
-        agrees = what == "train" and args.against != "lora"  # which is another function
-        same = agree(args, *map(load_file, files.values())) if agrees else {}
-    seconds, speeds = {name: [] for name in sides}, []
-    for n in range(args.repeats + (what == "infer")):  # the first one of inference warms up
-        speeds.append(rate(args))  # in turn with the steps, since a machine's clock moves
-        for name, process in sides.items():
-            spent = step(process)
-            if n or what == "train":
-                seconds[name].append(spent)
-    mine, theirs = (statistics.median(seconds[name]) for name in sides)
-    flops, machine = products(args)[what == "infer"], statistics.median(speeds)
-    peaks = [int(process.communicate()[0]) for process in sides.values()]
-    return {"what": what, "dtype": str(args.type)[6:], "ours_s": mine, "peer_s": theirs,
-            "ratio": theirs / mine, "tokens_per_s": sum(args.rows) / mine, "flops": flops,
-            "machine_flops": machine, "all_seconds": seconds, "peak_bytes": peaks, **same}
+        files = {name: str(Path(folder, name)) for name in names}
+        workers = {name: Worker(args, name, what, files[name]) for name in names}
+        for worker in workers.values():
+            worker.hear()  # ready
+        agreement = {}
+        if what == "train" and args.against != "lora":  # which is another function
+            agreement = agree(args, load_file(files["ours"]), load_file(files[args.against]))
+
+    # in turn, since a machine's clock moves; in training the first step was taken already
+    seconds = {name: [] for name in names}
+    speeds = []
+    if what == "infer":
+        for worker in workers.values():
+            worker.step()
+    for _ in range(args.repeats):
+        speeds.append(machine_flops(args))
+        for name, worker in workers.items():
+            seconds[name].append(worker.step())
+
+    ours, theirs = (statistics.median(seconds[name]) for name in names)
+    flops = least_flops(args)
+    line = {
+        "what": what,
+        "dtype": long_name(args.type),
+        "ours_s": ours,
+        "peer_s": theirs,
+        "ratio": theirs / ours,
+        "tokens_per_s": sum(args.rows) / ours,
+        "flops": flops.train if what == "train" else flops.infer,
+        "machine_flops": statistics.median(speeds),
+        "all_seconds": seconds,
+        "peak_bytes": [worker.end() for worker in workers.values()],
+    }
+    line.update(agreement)
+    return line
 
 
-def agree(args, a, b):
+def agree(args: argparse.Namespace, ours: dict, theirs: dict) -> dict:
     """The losses, and the largest difference of an adapter's gradients, relative in their norms."""
-    gaps = [((a[name] - b[name]).norm() / b[name].norm()).item() for name in a if name != "loss"]
-    loss, worst = (a["loss"].item(), b["loss"].item()), max(gaps)
-    most = (1e-3, 1e-3) if args.type == torch.float32 else (0.1, 0.5)  # bf16 rounds as it likes
-    assert abs(loss[0] - loss[1]) < most[0] and worst < most[1], (loss, worst)
-    return {"loss": loss, "worst_relative_gradient_gap": worst}
+    gaps = []
+    for name, gradient in ours.items():
+        if name != "loss":
+            gaps.append(((gradient - theirs[name]).norm() / theirs[name].norm()).item())
+    losses = (ours["loss"].item(), theirs["loss"].item())
+    worst = max(gaps)
+
+    most_loss, most_gap = 1e-3, 1e-3
+    if args.type == torch.bfloat16:  # which rounds as it likes
+        most_loss, most_gap = 0.1, 0.5
+    assert abs(losses[0] - losses[1]) < most_loss and worst < most_gap, (losses, worst)
+    return {"loss": losses, "worst_relative_gradient_gap": worst}
 
 
-# ------------------------------------------------------------------------------------------ memory
+def types_to_compare(args: argparse.Namespace) -> list[torch.dtype]:
+    """fp32 and bf16, as asked; "auto" leaves out bf16 where its products are slower."""
+    if args.dtype in DTYPES:
+        return [DTYPES[args.dtype]]
+    chosen = list(DTYPES.values())
+    if args.dtype == "both":
+        return chosen
+
+    speed = {}
+    for dtype in chosen:
+        args.type = dtype
+        speed[dtype] = machine_flops(args)
+    share = speed[torch.bfloat16] / speed[torch.float32]
+    if share >= 1:
+        return chosen
+    print(f"bfloat16 is left out: its products run at {share:.0%} of float32's rate here (--dtype "
+          "both takes it in)\n")
+    return [torch.float32]
 
 
-def memory(args):
-    """Bytes that a token takes in a training step, measured and by the count of train.memory,
-    and the longest batch for 8, 16, 24 and 80 GB by that count."""
+def show_comparison(args: argparse.Namespace) -> list[dict]:
+    """Print the table, and return its lines."""
+    types = types_to_compare(args)
+    print(f"| step | compute | tinyrm | {args.against} | ratio | tokens/s | share of products | "
+          "memory |")
+    print("|---|---|---|---|---|---|---|---|")
+    lines = []
+    for what in ("train", "infer"):
+        for dtype in types:
+            args.type = dtype
+            line = compare(args, what)
+            lines.append(line)
+
+            share = line["flops"] / line["ours_s"] / line["machine_flops"]
+            speed = line["machine_flops"] / 1e9
+            our_peak, their_peak = (peak / 1e9 for peak in line["peak_bytes"])
+            print(f"| {what} | {line['dtype']:8} | {line['ours_s']:4.2f} s | "
+                  f"{line['peer_s']:4.2f} s | {line['ratio']:4.2f}x | "
+                  f"{line['tokens_per_s']:8,.0f} | {share:4.0%} of {speed:,.0f} GF/s  | "
+                  f"{our_peak:.1f} / {their_peak:.1f} GB |", flush=True)
+    print()
+    for line in lines:
+        if "loss" in line:
+            ours, theirs = line["loss"]
+            print(f"{line['dtype']}: same loss ({ours:.5f}, {theirs:.5f}), gradients within "
+                  f"{line['worst_relative_gradient_gap']:.0e}")
+    return lines
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+
+def show_memory(args: argparse.Namespace):
+    """Bytes that a token takes in a training step, measured and by the count of
+    infra.machine.estimate_memory, and the longest batch for 8, 16, 24 and 80 GB by that count."""
     print("| layers recomputed | compute | bytes a token, measured | counted |\n|---|---|---|---|")
-    one = sum(args.rows)
     for side in ("ours", "checkpoint"):
-        for args.type in TYPES.values():
-            peaks = []
-            for times in (2, 6):
-                some = argparse.Namespace(**vars(args) | {"rows": args.rows * times})
-                with tempfile.TemporaryDirectory() as folder:
-                    process = start(some, side, "train", str(Path(folder, "first")))
-                    hear(process)
-                    peaks.append(int(process.communicate()[0]))
-            kept = counted(args, side)
-            print(f"| {'no' if side == 'ours' else 'yes':3} | {str(args.type)[6:]:8} | "
-                  f"{(peaks[1] - peaks[0]) / 4 / one:10,.0f} | {kept:10,.0f} |", flush=True)
+        for dtype in DTYPES.values():
+            args.type = dtype
+            recomputed = "yes" if side == "checkpoint" else "no"
+            print(f"| {recomputed:3} | {long_name(dtype):8} | {measured(args, side):10,.0f} | "
+                  f"{counted(args, side):10,.0f} |", flush=True)
+
     print("\ntokens of the longest batch in bfloat16, by the count: 0.6 of what weights, "
           "gradients, moments, copies and 1 GB for torch leave\n\n"
           "| model and recipe | layers recomputed | 8 GB | 16 GB | 24 GB | 80 GB |\n"
           "|---|---|---|---|---|---|")
-    args.type = torch.bfloat16
     for size in ("base", "large"):
         for domain in ("reasoning", "chat"):
-            for recomputed in (False, True):
-                s = train.Settings(checkpoint_layers=recomputed, **train.RECIPES[size][domain])
-                config = tinyrm.Config.read(config_of(size))
-                with torch.device("meta"):
-                    model = tinyrm.ModernBERT(config)
-                    dora.adapt(model, s.adapter, s.rank, s.alpha, s.freeze)
-                total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad >= g)
-                                  for g in (False, True))  # fmt: skip
-                fixed, kept = train.memory(s, config, args.type, total, trained)
-                left = (max(0, gb * 1e9 - sum(fixed.values()) - 1e9) for gb in (8, 16, 24, 80))
-                cells = (0.6 * n / kept for n in left)
-                print(f"| {size}, {domain}: {s.adapter}, {s.freeze} frozen | "
-                      f"{'yes' if recomputed else 'no'} | "
-                      + " | ".join(f"{n:,.0f}" for n in cells) + " |")  # fmt: skip
+            for recompute_layers in (False, True):
+                show_longest(size, domain, recompute_layers)
 
 
-def counted(args, side):
-    *_, freeze, rank = SHAPES[args.size]
-    s = train.Settings(freeze=freeze, rank=rank, checkpoint_layers=side == "checkpoint")
-    config = tinyrm.Config.read(config_of(args.size))
-    return train.memory(s, config, args.type, 0, 0)[1]
+def measured(args: argparse.Namespace, side: str) -> float:
+    """Bytes a token: the difference between two and six times the rows."""
+    peaks = {}
+    for times in (2, 6):
+        some = argparse.Namespace(**vars(args))
+        some.rows = args.rows * times
+        with tempfile.TemporaryDirectory() as folder:
+            worker = Worker(some, side, "train", str(Path(folder, "first")))
+            worker.hear()  # ready
+            peaks[times] = worker.end()
+    return (peaks[6] - peaks[2]) / (4 * sum(args.rows))
 
 
-def machine(args):
+def counted(args: argparse.Namespace, side: str) -> int:
+    """Bytes a token by the count, for DoRA as the benchmark has it."""
+    config = tinyrm.Config.from_json(config_of(args.size))
+    memory = estimate_memory(config, args.type, "dora", SHAPES[args.size].frozen,
+                             side == "checkpoint", parameters=0, trainable=0)
+    return memory.per_token
+
+
+def show_longest(size: str, domain: str, recompute_layers: bool):
+    """A line of the second table: one recipe."""
+    settings = train.Settings(**train.RECIPES[size][domain])
+    config = tinyrm.Config.from_json(config_of(size))
+    with torch.device("meta"):
+        model = tinyrm.ModernBERT(config)
+        dora.adapt(model, settings.adapter, settings.rank, settings.alpha, settings.freeze)
+    sizes = count_parameters(model)
+    memory = estimate_memory(config, torch.bfloat16, settings.adapter, settings.freeze,
+                             recompute_layers, sizes.all, sizes.trainable)
+
+    cells = []
+    for gigabytes in (8, 16, 24, 80):
+        left = gigabytes * 1e9 - sum(memory.fixed.values()) - 1e9
+        tokens = 0.6 * max(0, left) / memory.per_token
+        cells.append(f"{tokens:,.0f}")
+    recomputed = "yes" if recompute_layers else "no"
+    print(f"| {size}, {domain}: {settings.adapter}, {settings.freeze} frozen | {recomputed} | "
+          + " | ".join(cells) + " |")
+
+
+# --------------------------------------------------------------------------------- the command line
+
+
+def machine_name(args: argparse.Namespace) -> str:
     if args.device == "cuda":
         return torch.cuda.get_device_name()
-    name = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo")
-                 if line.startswith("model name")), platform.processor())  # fmt: skip
+    name = platform.processor()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            name = line.split(":")[1].strip()
+            break
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    p.add_argument("--size", default="base", choices=SHAPES)
-    p.add_argument("--adapter", default="dora", choices=["dora", "lora"])
-    p.add_argument("--dtype", default="auto", choices=["auto", "both", *TYPES],
-                   help="auto: both, but bf16 only where its products are faster")
-    p.add_argument("--lengths", metavar="FILE", help="row lengths, one a line")
-    p.add_argument("--against", default="peer", choices=["peer", "checkpoint", "compile", "lora"])
-    p.add_argument("--memory", action="store_true", help="bytes a token, and longest batches")
-    p.add_argument("--repeats", type=int, default=2)
-    p.add_argument("--out", metavar="JSON", help="write all numbers here")
-    p.add_argument("--base", help=argparse.SUPPRESS)
-    p.add_argument("--rows", type=int, nargs="+", default=LENGTHS, help=argparse.SUPPRESS)
-    p.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
-    args = p.parse_args()
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--device", default="cpu", choices=["cpu", "cuda"])
+    add("--size", default="base", choices=SHAPES)
+    add("--adapter", default="dora", choices=["dora", "lora"])
+    add("--dtype", default="auto", choices=["auto", "both", *DTYPES],
+        help="auto: both, but bf16 only where its products are faster")
+    add("--lengths", metavar="FILE", help="row lengths, one a line")
+    add("--against", default="peer", choices=["peer", "checkpoint", "compile", "lora"])
+    add("--memory", action="store_true", help="bytes a token, and longest batches")
+    add("--repeats", type=int, default=2)
+    add("--out", metavar="JSON", help="write all numbers here")
+    add("--base", help=argparse.SUPPRESS)  # the folder of the weights that both begin with
+    add("--rows", type=int, nargs="+", default=LENGTHS, help=argparse.SUPPRESS)
+    add("--worker", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
     if args.lengths:
-        args.rows = [int(x) for x in Path(args.lengths).read_text().split()]
-    chosen = [TYPES[args.dtype]] if args.dtype in TYPES else [*TYPES.values()]
-    args.type = chosen[0]
+        args.rows = [int(word) for word in Path(args.lengths).read_text().split()]
+    args.type = DTYPES.get(args.dtype, torch.float32)
+    return args
+
+
+def main(argv: list[str] | None = None):
+    args = parse(argv)
     if args.worker:
-        return worker(args, *args.worker)
+        work(args, *args.worker)
+        return
+
+    tokens, padded = sum(args.rows), len(args.rows) * max(args.rows)
+    print(f"{machine_name(args)}; torch {torch.__version__}; {args.size}, {args.adapter}; "
+          f"{len(args.rows)} rows, {tokens:,} tokens ({padded:,} padded)\n")
     with tempfile.TemporaryDirectory() as args.base:
-        tinyrm.save(tinyrm.ModernBERT(tinyrm.Config.read(config_of(args.size))).init_weights(0),
-                    args.base)
-        told(args, chosen)
+        model = tinyrm.ModernBERT(tinyrm.Config.from_json(config_of(args.size))).init_weights(0)
+        tinyrm.save(model, args.base)
+        del model  # a large one: the processes need the room
+        if args.memory:
+            show_memory(args)
+            return
+        lines = show_comparison(args)
 
-
-def told(args, chosen):
-    t, width = sum(args.rows), max(args.rows)
-    print(f"{machine(args)}; torch {torch.__version__}; {args.size}, {args.adapter}; "
-          f"{len(args.rows)} rows, {t:,} tokens ({len(args.rows) * width:,} padded)\n")
-    if args.memory:
-        return memory(args)
-    if args.dtype == "auto":
-        speed = {}
-        for args.type in chosen:
-            speed[args.type] = rate(args)
-        share = speed[torch.bfloat16] / speed[torch.float32]
-        if share < 1:  # a processor without bf16 instructions
-            chosen = [torch.float32]
-            print(f"bfloat16 is left out: its products run at {share:.0%} of float32's rate here "
-                  "(--dtype both takes it in)\n")
-    result = {"machine": machine(args), "torch": torch.__version__, "size": args.size,
-              "rows": args.rows, "lines": []}  # fmt: skip
-    print(f"| step | compute | tinyrm | {args.against} | ratio | tokens/s | share of products | "
-          "memory |")
-    print("|---|---|---|---|---|---|---|---|")
-    for what in ("train", "infer"):
-        for args.type in chosen:
-            x = compare(args, what)
-            result["lines"].append(x)
-            share = x["flops"] / x["ours_s"] / x["machine_flops"]
-            print(f"| {what} | {x['dtype']:8} | {x['ours_s']:4.2f} s | {x['peer_s']:4.2f} s | "
-                  f"{x['ratio']:4.2f}x | {x['tokens_per_s']:8,.0f} | {share:4.0%} of "
-                  f"{x['machine_flops'] / 1e9:,.0f} GF/s  | {x['peak_bytes'][0] / 1e9:.1f} / "
-                  f"{x['peak_bytes'][1] / 1e9:.1f} GB |", flush=True)  # fmt: skip
-    print()
-    for x in result["lines"]:
-        if "loss" in x:
-            print(f"{x['dtype']}: same loss ({x['loss'][0]:.5f}, {x['loss'][1]:.5f}), gradients "
-                  f"within {x['worst_relative_gradient_gap']:.0e}")
     if args.out:
+        result = {"machine": machine_name(args), "torch": torch.__version__, "size": args.size,
+                  "rows": args.rows, "lines": lines}
         Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
 
 

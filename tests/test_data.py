@@ -1,423 +1,733 @@
-"""Pairs and cloze rows: any text goes in, exactly one [MASK] comes out, bad files name their line.
+"""From a pair to packed rows: whatever the texts are, exactly one [MASK] stands at its place, the
+row is within its limit, and spans say where each text stands. Files of pairs: test_pairs.py.
 
-Run: python -m pytest tests/test_data.py   (CPU, offline; TINYRM_TOKENIZER=DIR adds the golden ids)
+    python -m pytest tests/test_data.py
+    TINYRM_TOKENIZER=DIR python -m pytest tests/test_data.py     also with ModernBERT's tokenizer
+
+`data.A` and the like are slots of a template; the texts of the tests are in small letters.
 """
 
 import json
 import os
-import random
-import shutil
-import subprocess
-import sys
+import runpy
 from collections import Counter
 
 import pytest
+from conftest import SPECIAL, byte_tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 import data
-from data import Format, Pair, Pairs, Row, cloze_rows, deal, load_tokenizer, pack, split
-
-SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
-
-
-def train_tokenizer(special=SPECIAL, plain=()):
-    """A byte-level BPE like ModernBERT's, with 400 tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=list(special),
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    text = " ".join(question for row in data.QUESTIONS.values() for question in row)
-    corpus = [text, " A B Yes No" * 50, "Instruction: Option A: Option B: Response: Choice"] * 9
-    tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer.add_tokens(list(plain))
-    return tokenizer
+from data import (
+    CLS,
+    MASK,
+    SEP,
+    Domain,
+    Item,
+    Pair,
+    PromptFormat,
+    Row,
+    Template,
+    balanced_shares,
+    load_tokenizer,
+    make_micro_batches,
+    pack,
+)
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer().save(str(folder / "tokenizer.json"))
-    return load_tokenizer(folder)
+def tokenizer(tiny):
+    return load_tokenizer(tiny)
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(*rows, name="pairs.jsonl"):
-        path = tmp_path / name
-        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-        path.write_bytes(b"".join(line + b"\n" for line in lines))
-        return path
-    return write
+def format_of(tokenizer, kind, **fields):
+    template, context = kind
+    return PromptFormat(tokenizer, template, context, **fields)
 
 
-def row(i=0, **fields):
-    return {"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}", **fields}
+def rows_of(prompt_format, prompt="Hi", chosen="yes", rejected="no", domain=""):
+    """The two rows of a pair."""
+    rows_of_pairs, _ = prompt_format.rows([Pair(prompt, chosen, rejected, domain=domain)])
+    return rows_of_pairs[0]
 
 
-def formats(tokenizer, **fields):
-    return [Format(tokenizer, template, context, head, **fields)
-            for template, context in (("option", "pair"), ("option", "single"), ("choice", "pair"))
-            for head in ("cloze", "cls")]
+def ids_of(tokenizer, *texts):
+    """Each text tokenised by itself, end to end."""
+    ids = []
+    for text in texts:
+        ids += tokenizer.library.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def special_ids(tokenizer):
+    return [tokenizer.special_ids[slot] for slot in (CLS, SEP, MASK)]
+
+
+def words_of(prompt_format):
+    return [prompt_format.tokenizer.library.id_to_token(i) for i in prompt_format.label_ids]
+
+
+# (template, context) of each template, with the number of [SEP] in a row
+KINDS = {("option", "pair"): 1, ("option", "single"): 1, ("choice", "pair"): 2}
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS, ids="-".join)
+EVERY_HEAD = pytest.mark.parametrize("head", ["cloze", "cls"])
+
+
+# --- pairs and items -------------------------------------------------------------------------
+
+
+def test_all_responses_of_an_item_are_compared_with_each_other():
+    assert Item("p", ("a", "b", "c")).comparisons() == [(0, 1), (0, 2), (1, 2)]
+
+
+def test_good_against_bad_compares_just_these():
+    item = Item("p", ("a", "b", "x", "y"), good=2, good_against_bad=True)
+    assert item.comparisons() == [(0, 2), (0, 3), (1, 2), (1, 3)]
+
+
+def test_a_lone_surrogate_becomes_the_replacement_character_and_a_pair_of_them_a_letter():
+    assert data.clean("a\ud800b") == "a\ufffdb"
+    assert data.clean("\ud83d\ude00") == "\U0001f600"
+
+
+# --- the tokens of a row ---------------------------------------------------------------------
+
+
+def test_a_row_of_options_is_its_pieces_each_tokenised_alone(tokenizer):
+    cls, sep, mask = special_ids(tokenizer)
+    rows = rows_of(PromptFormat(tokenizer, domain="safety"))
+    question = ids_of(tokenizer, " Which option is safer? The better option is")
+    for row, first, second in ((rows[0], " yes", " no"), (rows[1], " no", " yes")):
+        texts = ids_of(tokenizer, "Instruction:", " Hi", " Option A:", first, " Option B:", second)
+        stop = ids_of(tokenizer, ".")
+        assert row.tokens == [cls] + texts + question + [mask] + stop + [sep]
+
+
+def test_a_row_of_one_response_is_its_pieces_each_tokenised_alone(tokenizer):
+    cls, sep, mask = special_ids(tokenizer)
+    rows = rows_of(PromptFormat(tokenizer, context="single", domain="reasoning"))
+    question = ids_of(tokenizer, " Is the response correct? The answer is")
+    for row, response in ((rows[0], " yes"), (rows[1], " no")):
+        texts = ids_of(tokenizer, "Instruction:", " Hi", " Response:", response)
+        stop = ids_of(tokenizer, ".")
+        assert row.tokens == [cls] + texts + question + [mask] + stop + [sep]
+
+
+def test_a_row_of_choices_has_the_seams_of_the_authors_layout(tokenizer):
+    cls, sep, mask = special_ids(tokenizer)
+    row, _ = rows_of(PromptFormat(tokenizer, "choice", domain="reasoning"))
+    first = ids_of(tokenizer, "Which response is more correct? Question: Hi Choice 0: yes")
+    # none between the response and "Answer:", two spaces before the digit
+    second = ids_of(tokenizer, " Choice 1: noAnswer:  ")
+    assert row.tokens == [cls] + first + [sep] + second + [mask, sep]
+
+
+@pytest.mark.parametrize("kind, words", [
+    (("option", "pair"), ["ĠA", "ĠB"]),  # Ġ is a space
+    (("option", "single"), ["ĠYes", "ĠNo"]),
+    (("choice", "pair"), ["0", "1"]),
+])
+def test_the_label_words_are_one_token_each(tokenizer, kind, words):
+    assert words_of(format_of(tokenizer, kind)) == words
+
+
+@EVERY_KIND
+def test_head_cls_reads_position_0_of_the_same_rows(tokenizer, kind):
+    cloze = rows_of(format_of(tokenizer, kind, head="cloze"))
+    cls = rows_of(format_of(tokenizer, kind, head="cls"))
+    assert [row._replace(read_at=0) for row in cloze] == list(cls)
+
+
+# --- whose question is asked -----------------------------------------------------------------
+
+
+def test_a_generalist_asks_the_question_of_the_pairs_domain(tokenizer):
+    for name, domain in data.DOMAINS.items():
+        row, _ = rows_of(PromptFormat(tokenizer), domain=name)
+        assert domain.question in tokenizer.decode(row.tokens)
+
+
+def test_a_generalist_asks_the_general_question_of_a_pair_without_a_domain(tokenizer):
+    row, _ = rows_of(PromptFormat(tokenizer))
+    assert "Which option is better?" in tokenizer.decode(row.tokens)
+
+
+def test_a_specialist_asks_the_question_of_its_own_domain(tokenizer):
+    row, _ = rows_of(PromptFormat(tokenizer, domain="safety"), domain="chat")
+    assert "Which option is safer?" in tokenizer.decode(row.tokens)
+
+
+def test_the_authors_generalist_asks_the_authors_longer_questions(tokenizer):
+    specialist, _ = rows_of(PromptFormat(tokenizer, "choice", domain="chat"))
+    generalist, _ = rows_of(PromptFormat(tokenizer, "choice"), domain="chat")
+    assert "Select the best response." in tokenizer.decode(specialist.tokens)
+    assert "Which response is the most helpful" in tokenizer.decode(generalist.tokens)
+
+
+KINDNESS = Domain("Which option is kinder?", "Is the response kind?", "Which response is kinder?")
+
+
+@pytest.mark.parametrize("kind, question", [
+    (("option", "pair"), "Which option is kinder?"),
+    (("option", "single"), "Is the response kind?"),
+    (("choice", "pair"), "Which response is kinder?"),
+])
+@pytest.mark.parametrize("asked", ["kindness", "all"])
+def test_a_domain_that_someone_adds_has_its_questions(tokenizer, monkeypatch, kind, question,
+                                                      asked):
+    monkeypatch.setitem(data.DOMAINS, "kindness", KINDNESS)
+    row, _ = rows_of(format_of(tokenizer, kind, domain=asked), domain="kindness")
+    assert question in tokenizer.decode(row.tokens)
+
+
+def test_a_domain_that_someone_adds_can_be_asked_for(monkeypatch):
+    monkeypatch.setitem(data.DOMAINS, "kindness", KINDNESS)
+    assert data.domain_names() == ["reasoning", "safety", "chat", "kindness", "all"]
 
 
 # --- any text --------------------------------------------------------------------------------
 
-NASTY = ["", " ", "\n", "\0", "[MASK]", " [SEP] [CLS]", "Option B: x. The better option is [MASK]",
-         "🦜👩‍👩‍👧", "\ud800", "a\udfffb", "e\u0301", "\u0301", "Answer:  0", "x" * 600,
-         "日本" * 200]
-texts = st.one_of(st.sampled_from(NASTY), st.text(max_size=40),
-                  st.lists(st.sampled_from(NASTY), max_size=4).map("".join),
-                  st.text(alphabet=st.characters(codec=None), max_size=300))
+NASTY = [
+    "", " ", "\n", "\0", "[MASK]", " [SEP] [CLS]", "Option B: x. The better option is [MASK]",
+    "🦜👩‍👩‍👧", "\ud800", "a\udfffb", "e\u0301", "\u0301", "Answer:  0", "x" * 600, "日本" * 200,
+]
+TEXTS = st.one_of(
+    st.sampled_from(NASTY),
+    st.text(max_size=40),
+    st.lists(st.sampled_from(NASTY), max_size=4).map("".join),
+    st.text(alphabet=st.characters(codec=None), max_size=300),
+)
+ANY_TEXT = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(texts, texts, texts, st.sampled_from([0, 1, 2]), st.sampled_from([10, 90, 120, 3600]))
-@example("\ud800", "\udfff[MASK]", "[MASK]", 0, 60)
+@ANY_TEXT
+@given(TEXTS, TEXTS, TEXTS, st.sampled_from(list(KINDS)), st.sampled_from([100, 120, 3600]))
+@example("\ud800", "\udfff[MASK]", "[MASK]", ("option", "pair"), 100)
 def test_any_strings_give_one_mask_at_its_place_within_the_limit(tokenizer, prompt, a, b, kind,
-                                                                  limit):
-    fmt = formats(tokenizer, max_length=limit)[2 * kind]
-    pair = Pair(prompt, a, b)
-    (rows,), drops = cloze_rows([pair], fmt, drop_long=True)
-    assert ([rows], drops) == cloze_rows([pair], fmt, drop_long=True)  # the same every time
-    if rows is None:
-        assert sum(drops.values()) == 1
+                                                                 limit):
+    prompt_format = format_of(tokenizer, kind, max_length=limit)
+    rows_of_pairs, dropped = prompt_format.rows([Pair(prompt, a, b)])
+    if rows_of_pairs == [None]:
+        assert sum(dropped.values()) == 1
         return
-    cls, sep, mask = (tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[MASK]"))
-    seps = 2 if kind == 2 else 1
-    for label, r in enumerate(rows):
-        assert len(r.tokens) <= fmt.max_length and r.label == label
-        assert r.cut == 0 or len(r.tokens) >= fmt.max_length - 1  # no more is cut than needed
-        assert r.tokens.count(mask) == 1 and r.tokens[r.read] == mask
-        assert r.tokens.count(cls) == 1 and r.tokens.count(sep) == seps
-        assert not {tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")} & {*r.tokens}
-        assert (r.tokens[0], r.tokens[-1]) == (cls, sep)
-    if kind == 0:  # the two orders are exact mirrors
-        assert rows[0].read == rows[1].read and Counter(rows[0].tokens) == Counter(rows[1].tokens)
-        swapped = cloze_rows([Pair(prompt, b, a)], fmt)[0][0]
-        assert [r.tokens for r in swapped] == [rows[1].tokens, rows[0].tokens]
+
+    cls, sep, mask = special_ids(tokenizer)
+    for label, row in enumerate(rows_of_pairs[0]):
+        assert row.label == label
+        assert len(row.tokens) <= limit
+        assert row.tokens.count(mask) == 1 and row.tokens[row.read_at] == mask
+        assert row.tokens.count(cls) == 1 and row.tokens[0] == cls
+        assert row.tokens.count(sep) == KINDS[kind] and row.tokens[-1] == sep
+        assert not {0, 3} & set(row.tokens)  # [UNK] and [PAD]
+        assert row.cut == 0 or len(row.tokens) >= limit - 1  # no more is cut than needed
 
 
-def test_a_row_is_its_pieces_each_encoded_alone(tokenizer):
-    def ids(*texts):
-        return [i for t in texts for i in tokenizer.encode(t, add_special_tokens=False).ids]
-    cls, sep, mask = (tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[MASK]"))
-    fmt = Format(tokenizer, domain="safety")
-    (rows,), _ = cloze_rows([Pair("Hi", "yes", "no")], fmt)
-    tail = [*ids(" Which option is safer? The better option is"), mask, *ids("."), sep]
-    assert rows[0].tokens == [cls, *ids("Instruction:", " Hi", " Option A:", " yes", " Option B:",
-                                        " no"), *tail]
-    assert rows[1].tokens == [cls, *ids("Instruction:", " Hi", " Option A:", " no", " Option B:",
-                                        " yes"), *tail]
-    assert [tokenizer.id_to_token(i) for i in fmt.words] == ["ĠA", "ĠB"]
-    single = Format(tokenizer, context="single", domain="reasoning")
-    (rows,), _ = cloze_rows([Pair("Hi", "yes", "no")], single)
-    tail = [*ids(" Is the response correct? The answer is"), mask, *ids("."), sep]
-    assert [r.tokens for r in rows] == [
-        [cls, *ids("Instruction:", " Hi", " Response:", f" {word}"), *tail]
-        for word in ("yes", "no")]
-    assert [tokenizer.id_to_token(i) for i in single.words] == ["ĠYes", "ĠNo"]
-    choice = Format(tokenizer, "choice", domain="reasoning")
-    (rows,), _ = cloze_rows([Pair("Hi", "yes", "no")], choice)
-    text = "Which response is more correct? Question: Hi Choice 0: yes"
-    assert rows[0].tokens == [cls, *ids(text), sep, *ids(" Choice 1: noAnswer:  "), mask, sep]
-    assert [tokenizer.id_to_token(i) for i in choice.words] == ["0", "1"]
+@ANY_TEXT
+@given(TEXTS, TEXTS, TEXTS, st.sampled_from([100, 120, 3600]))
+def test_the_two_orders_of_any_strings_are_mirrors(tokenizer, prompt, a, b, limit):
+    prompt_format = PromptFormat(tokenizer, max_length=limit)
+    rows, swapped = rows_of(prompt_format, prompt, a, b), rows_of(prompt_format, prompt, b, a)
+    if rows is None:
+        assert swapped is None
+        return
+    assert rows[0].tokens == swapped[1].tokens and rows[1].tokens == swapped[0].tokens
+    assert rows[0].read_at == rows[1].read_at
+    assert Counter(rows[0].tokens) == Counter(rows[1].tokens)
 
 
-def test_head_cls_reads_position_0_of_the_same_rows(tokenizer):
-    pair = Pair("p", "a", "b")
-    for cloze, cls in zip(formats(tokenizer)[::2], formats(tokenizer)[1::2], strict=True):
-        (ours,), (theirs,) = cloze_rows([pair], cloze)[0], cloze_rows([pair], cls)[0]
-        assert [r._replace(read=0) for r in ours] == theirs
+def test_pairs_are_the_same_rows_together_and_one_by_one(tokenizer):
+    prompt_format = PromptFormat(tokenizer, max_length=120)
+    pairs = [Pair(p, a, b) for p in NASTY[::3] for a in NASTY[::2] for b in NASTY[1::2]]
+    together, _ = prompt_format.rows(pairs)
+    one_by_one = [prompt_format.rows([pair])[0][0] for pair in pairs]
+    assert together == one_by_one
 
 
-def test_domain_all_asks_the_question_of_the_pair(tokenizer):
-    def text(pair, **fields):
-        return tokenizer.decode(cloze_rows([pair], Format(tokenizer, **fields))[0][0][0].tokens)
-    for domain, question in zip(data.DOMAINS, data.QUESTIONS["option", "pair"], strict=True):
-        assert question in text(Pair("p", "a", "b", domain=domain))
-    assert "Which option is better?" in text(Pair("p", "a", "b"))
-    assert "Which option is safer?" in text(Pair("p", "a", "b", domain="chat"), domain="safety")
+# --- special tokens --------------------------------------------------------------------------
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("text", ["[MASK]", "[CLS]", "[SEP]", "[PAD]", "[UNK]"])
+def test_special_tokens_in_the_texts_stay_text(tokenizer, kind, text):
+    row, _ = rows_of(format_of(tokenizer, kind), text, text, "no")
+    plain, _ = rows_of(format_of(tokenizer, kind), "word", "word", "no")
+    for token in SPECIAL:
+        special = tokenizer.library.token_to_id(token)
+        assert row.tokens.count(special) == plain.tokens.count(special)
+    assert tokenizer.decode(row.tokens).count(text) >= 2
+
+
+# No space before the texts: a piece is nothing but what the user wrote.
+BARE = Template(
+    labels=(" A", " B"),
+    pieces=((CLS,), (data.PROMPT,), (data.A,), (data.B,), (MASK,), (SEP,)),
+)
+
+
+@pytest.mark.parametrize("text", ["[MASK]", "[CLS]", "[SEP]"])
+def test_a_piece_that_is_nothing_but_a_response_makes_no_special_token(tokenizer, monkeypatch,
+                                                                       text):
+    monkeypatch.setitem(data.TEMPLATES, ("option", "pair"), BARE)
+    row, _ = rows_of(PromptFormat(tokenizer), text, text, "no")
+    cls, sep, mask = special_ids(tokenizer)
+    texts = ids_of(tokenizer, text, text, "no")
+    assert not {cls, sep, mask} & set(texts)
+    assert row.tokens == [cls] + texts + [mask, sep]
+
+
+@pytest.mark.parametrize("text", ["[MASK]", "[CLS]", "[SEP]"])
+def test_a_literal_of_a_template_makes_no_special_token(tokenizer, monkeypatch, text):
+    pieces = ((CLS,), (text,), (data.A,), (data.B,), (MASK,), (SEP,))
+    monkeypatch.setitem(data.TEMPLATES, ("option", "pair"), Template((" A", " B"), pieces))
+    row, _ = rows_of(PromptFormat(tokenizer))
+    assert tokenizer.decode(row.tokens) == f"[CLS]{text}yesno[MASK][SEP]"
+    assert row.spans["mask"] == (row.read_at, row.read_at + 1)
+
+
+# --- the tokenizer ---------------------------------------------------------------------------
+
+
+def save_tokenizer(folder, library, **files):
+    """tokenizer.json, and other files of the folder by name."""
+    library.save(str(folder / "tokenizer.json"))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+OTHER_SPECIAL = ["<unk>", "<bos>", "<eos>", "<pad>", "<mask>"]  # as multilingual ones have them
+ROLES = {"cls_token": "<bos>", "sep_token": "<eos>", "mask_token": "<mask>"}
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config", "special_tokens_map"])
+def test_special_tokens_have_the_names_that_the_files_give_to_their_roles(tmp_path, file):
+    save_tokenizer(tmp_path, byte_tokenizer(OTHER_SPECIAL), **{file: ROLES})
+    tokenizer = load_tokenizer(tmp_path)
+    row, _ = rows_of(PromptFormat(tokenizer), "[MASK]", "<mask>", "<eos>")
+    text = tokenizer.decode(row.tokens)
+    assert text.startswith("<bos>Instruction: [MASK] Option A: <mask> Option B: <eos>")
+    assert text.endswith("The better option is<mask>.<eos>")
+    library = tokenizer.library
+    assert row.tokens.count(library.token_to_id("<mask>")) == 1
+    assert row.tokens[row.read_at] == library.token_to_id("<mask>")
+
+
+def test_a_token_may_be_written_with_its_properties(tmp_path):
+    roles = {role: {"content": token, "lstrip": True} for role, token in ROLES.items()}
+    save_tokenizer(tmp_path, byte_tokenizer(OTHER_SPECIAL), tokenizer_config=roles)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.special_ids[MASK] == tokenizer.library.token_to_id("<mask>")
+
+
+def test_without_other_files_they_have_the_names_of_modernbert(tmp_path):
+    save_tokenizer(tmp_path, byte_tokenizer(SPECIAL))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.special_ids[CLS] == tokenizer.library.token_to_id("[CLS]")
+
+
+def test_a_role_that_the_vocabulary_lacks_is_one_line(tmp_path):
+    save_tokenizer(tmp_path, byte_tokenizer(OTHER_SPECIAL))
+    with pytest.raises(ValueError, match=r"tokenizer.json: no special token \[CLS\]"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_mask_that_is_an_ordinary_token_is_refused(tmp_path):
+    library = byte_tokenizer(SPECIAL[:-1])
+    library.add_tokens(["[MASK]"])
+    save_tokenizer(tmp_path, library)
+    with pytest.raises(ValueError, match=r"no special token \[MASK\].*use .* a ModernBERT"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="no tokenizer .*No such file.*give a whole model folder"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_config", "special_tokens_map"])
+def test_a_damaged_file_of_the_tokenizer_is_named(tmp_path, name):
+    save_tokenizer(tmp_path, byte_tokenizer(SPECIAL))
+    (tmp_path / f"{name}.json").write_text("{")
+    with pytest.raises(ValueError, match=f"{name}.json: n"):  # "no tokenizer", "not valid JSON"
+        load_tokenizer(tmp_path)
+
+
+def test_padding_and_truncation_of_the_file_are_switched_off(tmp_path):
+    library = byte_tokenizer(SPECIAL)
+    library.enable_padding(length=50)
+    library.enable_truncation(2)
+    save_tokenizer(tmp_path, library)
+    encoding = load_tokenizer(tmp_path).library.encode("zqzq", add_special_tokens=False)
+    assert len(encoding.ids) == 4
+
+
+def test_a_tokenizer_that_splits_a_label_is_refused(tmp_path):
+    bytes_only = Tokenizer(models.BPE())  # " A" is two tokens
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=SPECIAL, initial_alphabet=alphabet)
+    bytes_only.train_from_iterator([], trainer)
+    save_tokenizer(tmp_path, bytes_only)
+    tokenizer = load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="splits one of the labels .* A.*must be one token"):
+        PromptFormat(tokenizer)
+    PromptFormat(tokenizer, "choice")  # digits are bytes
+
+
+@pytest.mark.parametrize("fields, message", [
+    (dict(template="flan"), "no template flan for context pair: use option for pair, "),
+    (dict(context="x"), "no template option for context x"),
+    (dict(template="choice", context="single"), "no template choice for context single"),
+    (dict(head="x"), "no head x: use cloze or cls"),
+    (dict(domain=""), "no domain : use reasoning, safety, chat, all"),
+])
+def test_a_format_that_makes_no_sense_is_refused(tokenizer, fields, message):
+    with pytest.raises(ValueError, match=message):
+        PromptFormat(tokenizer, **fields)
+
+
+def test_a_format_is_made_again_from_its_settings(tokenizer):
+    ours = PromptFormat(tokenizer, "choice", head="cls", domain="chat", max_length=77)
+    assert PromptFormat(tokenizer, **json.loads(json.dumps(ours.settings()))) == ours
+
+
+# --- where the texts stand -------------------------------------------------------------------
+
+
+def text_at(prompt_format, row, name):
+    start, stop = row.spans[name]
+    return prompt_format.tokenizer.decode(row.tokens[start:stop])
+
+
+@EVERY_HEAD
+def test_spans_say_where_the_texts_stand(tokenizer, head):
+    prompt_format = PromptFormat(tokenizer, head=head)
+    row_0, row_1 = rows_of(prompt_format, "two or six?", "six", "two")
+    # a space before a word belongs to its first token
+    assert text_at(prompt_format, row_0, "prompt") == " two or six?"
+    assert text_at(prompt_format, row_0, "a") == text_at(prompt_format, row_1, "b") == " six"
+    assert text_at(prompt_format, row_0, "b") == text_at(prompt_format, row_1, "a") == " two"
+
+
+def test_spans_say_where_the_authors_layout_has_the_texts(tokenizer):
+    prompt_format = PromptFormat(tokenizer, "choice")
+    row, _ = rows_of(prompt_format, "two or six?", "six", "two")
+    assert text_at(prompt_format, row, "prompt") == " two or six?"
+    assert text_at(prompt_format, row, "a") == " six"
+    assert text_at(prompt_format, row, "b") == " two"
+
+
+def test_a_single_response_has_no_b(tokenizer):
+    prompt_format = PromptFormat(tokenizer, context="single")
+    row, _ = rows_of(prompt_format, "two or six?", "six", "two")
+    assert text_at(prompt_format, row, "a") == " six"
+    assert "b" not in row.spans
+
+
+@EVERY_KIND
+@EVERY_HEAD
+def test_spans_say_where_the_special_tokens_stand(tokenizer, kind, head):
+    prompt_format = format_of(tokenizer, kind, head=head)
+    row, _ = rows_of(prompt_format)
+    assert text_at(prompt_format, row, "cls") == "[CLS]"
+    assert text_at(prompt_format, row, "mask") == "[MASK]"
+    assert row.spans["cls" if head == "cls" else "mask"][0] == row.read_at
+
+
+@ANY_TEXT
+@given(TEXTS, TEXTS, TEXTS, st.sampled_from(list(KINDS)), st.sampled_from([100, 120, 3600]))
+def test_spans_follow_each_other_and_hold_what_is_not_the_templates(tokenizer, prompt, a, b, kind,
+                                                                    limit):
+    prompt_format = format_of(tokenizer, kind, max_length=limit)
+    rows = rows_of(prompt_format, prompt, a, b)
+    if rows is None:
+        return
+    for row in rows:
+        names = ["cls", "prompt", "a", "b", "mask"]
+        spans = [row.spans[name] for name in names if name in row.spans]
+        stops = [0] + [stop for _, stop in spans]
+        for (start, stop), stop_before in zip(spans, stops, strict=False):
+            assert stop_before <= start <= stop <= len(row.tokens)
+
+
+def test_a_token_over_the_seam_of_two_segments_belongs_to_the_one_it_ends_in(tokenizer,
+                                                                             monkeypatch):
+    # " two" is one token, whose space is the template's and whose letters are the prompt's; the
+    # full stop after it is the template's own
+    pieces = ((CLS,), ("x ", data.PROMPT, "."), (" ", data.A), (" ", data.B), (MASK,), (SEP,))
+    monkeypatch.setitem(data.TEMPLATES, ("option", "pair"), Template((" A", " B"), pieces))
+    prompt_format = PromptFormat(tokenizer)
+    row, _ = rows_of(prompt_format, "two")
+    assert row.spans["prompt"] == (2, 3)  # [CLS], x,| two|, .
+    assert text_at(prompt_format, row, "prompt") == " two"
 
 
 # --- truncation ------------------------------------------------------------------------------
 
 
-def fixed(tokenizer, template="option"):
-    """The tokens of a row that belong to the template."""
-    (rows,), _ = cloze_rows([Pair("", "x", "y")], Format(tokenizer, template))
-    return len(rows[0].tokens) - 2
+def room_for(tokenizer, template, room):
+    """A format whose rows have `room` tokens for the texts of the user."""
+    row, _ = rows_of(PromptFormat(tokenizer, template, domain="chat"), "", "x", "y")
+    limit = len(row.tokens) - 2 + room
+    return PromptFormat(tokenizer, template, domain="chat", max_length=limit)
 
 
 @pytest.mark.parametrize("template", ["option", "choice"])
-def test_the_longer_response_gives_way_first_then_both_then_the_prompt(tokenizer, template):
-    ids = [tokenizer.token_to_id(t) for t in ("q", "z", "V")]  # one token each, never merged
-    def lengths(p, a, b, room):
-        fmt = Format(tokenizer, template, max_length=fixed(tokenizer, template) + room)
-        (rows,), _ = cloze_rows([Pair("q" * p, "z" * a, "V" * b)], fmt)
-        counts = [tuple(r.tokens.count(i) for i in ids) for r in rows]
-        assert counts[0] == counts[1] and all(len(r.tokens) <= fmt.max_length for r in rows)
-        assert rows[0].cut == rows[1].cut == max(p + a + b - room, 0)
-        return counts[0]
-    assert lengths(10, 10, 20, 40) == (10, 10, 20)  # fits to the token
-    assert lengths(10, 10, 25, 40) == (10, 10, 20)  # the longer gives way
-    assert lengths(10, 25, 10, 40) == (10, 20, 10)
-    assert lengths(10, 10, 5000, 40) == (10, 10, 20)
-    assert lengths(10, 40, 50, 40) == (10, 15, 15)  # below the shorter, both
-    assert lengths(30, 40, 50, 40) == (20, 10, 10)  # a quarter of the room each, then the prompt
-
-
-def test_the_prompt_loses_its_beginning_and_the_responses_their_end(tokenizer):
-    pair = Pair("q" * 20 + "7" * 5, "8" * 12 + "z" * 40, "9" * 12 + "V" * 40)
-    fmt = Format(tokenizer, max_length=fixed(tokenizer) + 40)
-    (rows,), _ = cloze_rows([pair], fmt)
-    text = tokenizer.decode(rows[0].tokens)
-    assert "77777" in text and "888888" in text and "999999" in text
-    assert text.count("q") < 20 and text.count("z") < 40
-
-
-def test_pairs_that_are_or_become_identical_are_dropped_and_counted(tokenizer):
-    same, later = Pair("p", "x" * 50, "x" * 50), Pair("p", "x" * 500 + "a", "x" * 500 + "b")
-    nfc = Pair("p", "\u00e9", "e\u0301")  # one and the same after normalisation
-    for fmt in formats(tokenizer, max_length=150):
-        rows, drops = cloze_rows([same, Pair("p", "x", "y"), later, nfc], fmt)
-        assert [r is None for r in rows] == [True, False, True, True]
-        assert drops == {"identical responses": 2, "identical after truncation": 1}
-
-
-def test_a_prompt_that_cannot_fit_is_an_error_that_names_the_line(tokenizer, write):
-    pairs = Pairs(write(row(), row(1, prompt="very long " * 500)))
-    for fmt in formats(tokenizer, max_length=200):
-        with pytest.raises(ValueError, match=r"pairs.jsonl, line 2: the prompt alone .*max-length"):
-            cloze_rows(list(pairs), fmt)
-        rows, drops = cloze_rows(list(pairs), fmt, drop_long=True)
-        assert rows[0] and rows[1] is None and drops == {"prompt too long": 1}
-
-
-def test_a_megabyte_of_text_is_read_and_cut_in_seconds(tokenizer, write):
-    pairs = Pairs(write(row(prompt="a b " * 1000, chosen="x" * 10**6,
-                                 rejected="\ud83d\ude00\ud800 [MASK] " * 9999)))
-    assert pairs[0].rejected.startswith("😀\ufffd [MASK]")
-    for fmt in formats(tokenizer, max_length=5000)[::4]:
-        (rows,), _ = cloze_rows(list(pairs), fmt)
-        assert all(len(r.tokens) >= 4999 and r.cut > 10**4 for r in rows)
-
-
-# --- files -----------------------------------------------------------------------------------
-
-
-def test_the_formats_of_trl_read_as_the_same_pair(write):
-    user, good, bad = ({"role": r, "content": c} for r, c in
-                       (("user", "The sky is"), ("assistant", " blue."), ("assistant", " green.")))
-    expected = ("The sky is", " blue.", " green.")
-    for fields in (
-        {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
-        {"chosen": "The sky is blue.", "rejected": "The sky is green."},
-        {"prompt": [user], "chosen": [good], "rejected": [bad]},
-        {"chosen": [user, good], "rejected": [user, bad]},
-        {"prompt": "The sky is", "chosen": [user, good], "rejected": [user, bad]},
-        {"prompt": [user], "chosen": " blue.", "rejected": " green.", "subset": None, "more": 1},
-    ):
-        assert Pairs(write(fields))[0][:3] == expected
-
-
-def test_a_conversation_is_joined_with_roles_and_blank_lines(write):
-    turns = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Why?")]
-    turns = [{"role": r, "content": c} for r, c in turns]
-    answers = [[*turns, {"role": "assistant", "content": c}] for c in ("Because.", "No.")]
-    expected = "System: Be kind.\n\nUser: Hi\n\nAssistant: Hello\n\nUser: Why?"
-    pair = Pairs(write({"chosen": answers[0], "rejected": answers[1]}))[0]
-    assert pair[:3] == (expected, "Because.", "No.")
-    same = Pairs(write({"chosen": answers[0], "rejected": answers[0]}))[0]
-    assert same[:3] == (expected, "Because.", "Because.")  # the last turn is never the prompt's
-
-
-def test_pairs_are_read_by_index_across_files_and_domains(write):
-    first = write(row(0, domain="chat"), b"", row(1), row(2, domain="safety"), name="1.jsonl")
-    second = write(row(3, domain="chat", subset="s"), name="2.jsonl")
-    pairs = Pairs([first, second])
-    assert [p.prompt for p in pairs] == ["p0", "p1", "p2", "p3"] and pairs[-1].subset == "s"
-    assert [p.domain for p in pairs] == ["chat", "", "safety", "chat"]
-    assert pairs[1].where == f"{first}, line 3"
-    chat = Pairs([first, second], "chat")
-    assert [(p.prompt, p.domain) for p in chat] == [(f"p{i}", "chat") for i in (0, 1, 3)]
-    assert len(Pairs([first, second], "all")) == 4
-    assert pairs.fingerprint == Pairs([first, second]).fingerprint != chat.fingerprint
-    second.write_text(json.dumps(row(4)))
-    assert pairs.fingerprint != Pairs([first, second]).fingerprint
-
-
-@pytest.mark.parametrize("line, message", [
-    (b'{"prompt": "p", "chosen": ', "not valid JSON"),
-    (b'{"prompt": "\xff"}', "not valid JSON"),
-    (b"[" * 100_000, "not valid JSON"),
-    (b'["p"]', "no object"),
-    ({"prompt": "p", "chosen": "c"}, 'no "rejected"'),
-    ({"chosen": "c", "rejected": "r"}, '"prompt" is missing'),
-    (row(chosen=None), '"chosen" is .*null'),
-    (row(prompt=None), '"prompt" is .*null'),
-    (row(rejected=3), '"rejected" is 3'),
-    (row(chosen=["a", "b"]), "list of messages"),
-    (row(chosen=[]), r'"chosen" is \[\]'),
-    (row(prompt=[{"role": "user", "content": None}]), '"prompt" is .*list of messages'),
-    (row(subset=3), '"subset" is 3'),
-    (row(domain="cooking"), 'unknown domain "cooking"'),
+@pytest.mark.parametrize("lengths, room, kept", [
+    ((10, 10, 20), 40, (10, 10, 20)),  # fits to the token
+    ((10, 10, 25), 40, (10, 10, 20)),  # the longer response gives way
+    ((10, 25, 10), 40, (10, 20, 10)),
+    ((10, 10, 5000), 40, (10, 10, 20)),
+    ((10, 40, 50), 40, (10, 15, 15)),  # below the shorter one, both
+    ((30, 40, 50), 40, (20, 10, 10)),  # a quarter of the room each, then the prompt
+    ((30, 4, 50), 40, (26, 4, 10)),  # the shorter one needs less than its quarter
+    ((9999, 10, 10), 40, (20, 10, 10)),  # a prompt beyond the limit by the same rule
+    ((9999, 1, 1), 40, (38, 1, 1)),
+    ((9999, 500, 500), 40, (20, 10, 10)),
 ])
-def test_a_bad_line_17_is_named(write, line, message):
-    path = write(*(row(i) for i in range(16)), line, row(17))
-    with pytest.raises(ValueError, match=message) as error:
-        Pairs(path)
-    assert str(error.value).startswith(f"{path}, line 17: ") and "\n" not in str(error.value)
-    assert len(str(error.value)) < len(str(path)) + 250
+def test_the_longer_response_gives_way_first_then_both_then_the_prompt(tokenizer, template, lengths,
+                                                                       room, kept):
+    prompt_format = room_for(tokenizer, template, room)
+    prompt, a, b = lengths
+    rows = rows_of(prompt_format, "q" * prompt, "z" * a, "V" * b)
+    # q, z and V are one token each, which never merge, and which no template has
+    ids = [tokenizer.library.token_to_id(letter) for letter in "qzV"]
+    for row in rows:
+        assert tuple(row.tokens.count(i) for i in ids) == kept
+        assert len(row.tokens) == prompt_format.max_length
+        assert row.cut == prompt + a + b - room
 
 
-def test_a_forgotten_prompt_is_not_taken_for_the_format_without_prompts(write):
-    implicit = {"chosen": "It is so.", "rejected": "It is not."}
-    for rows in ((row(), implicit), (implicit, row())):
-        with pytest.raises(ValueError, match='line 2: give "prompt" in all lines or in none'):
-            Pairs(write(*rows))
-    assert Pairs(write(implicit))[0][:3] == ("It is", " so.", " not.")
+@pytest.mark.parametrize("template", ["option", "choice"])
+def test_one_token_of_room_more_or_less_changes_the_row_by_one_token(tokenizer, template):
+    # from a prompt that does not fit at all to one that just fits there is no jump
+    kept = []
+    for room in range(20, 60):
+        prompt_format = room_for(tokenizer, template, room)
+        row, _ = rows_of(prompt_format, "q" * 30, "z" * 12, "V" * 10)
+        kept.append(row.tokens.count(tokenizer.library.token_to_id("q")))
+    steps = [after - before for before, after in zip(kept, kept[1:], strict=False)]
+    assert set(steps) <= {-1, 0, 1}
+    assert kept[-1] == 30
 
 
-def test_a_bad_file_is_named(tmp_path, write):
-    with pytest.raises(ValueError, match="nowhere.jsonl: No such file.*give a file"):
-        Pairs(tmp_path / "nowhere.jsonl")
-    with pytest.raises(ValueError, match="Is a directory"):
-        Pairs(tmp_path)
-    for lines in ((), (b"", b"  ")):
-        with pytest.raises(ValueError, match="pairs.jsonl: no pairs in it"):
-            Pairs(write(*lines))
-    with pytest.raises(ValueError, match="no pairs in it for domain chat"):
-        Pairs(write(row(domain="safety")), "chat")
+@EVERY_KIND
+def test_a_prompt_that_is_too_long_keeps_its_end(tokenizer, kind):
+    # the last turn of a conversation is what is answered
+    prompt_format = format_of(tokenizer, kind, max_length=120)
+    row, _ = rows_of(prompt_format, "first turn " * 300 + "last turn", "six", "two")
+    assert text_at(prompt_format, row, "prompt").endswith("last turn")
+    assert text_at(prompt_format, row, "a") == " six"
+    assert len(row.tokens) == 120 and row.cut > 1000
 
 
-def test_split_keeps_every_prompt_on_one_side_whatever_the_order_of_rows(write):
-    rows = [row(i % 40, chosen=f"c{i}") for i in range(200)]
-    rows[7]["prompt"] = " P7\n"  # the same prompt but for case and space
-    pairs = Pairs(write(*rows))
-    train, held = split(pairs, 0.2, seed=1)
-    assert sorted(train + held) == list(range(200)) and len(held) == 40  # 8 prompts of 5 pairs
-    def prompts(pairs, indices):
-        return {pairs[i].prompt.strip().lower() for i in indices}
-    assert not prompts(pairs, train) & prompts(pairs, held)
-    assert split(pairs, 40, seed=1) == (train, held) != split(pairs, 40, seed=2)
-    random.Random(0).shuffle(rows)
-    again = Pairs(write(*rows, name="again.jsonl"))
-    assert prompts(again, split(again, 40, seed=1)[1]) == prompts(pairs, held)
-    assert split(pairs, 0, seed=1) == (list(range(200)), [])
-    with pytest.raises(ValueError, match="leaves nothing to train on"):
-        split(pairs, 196, seed=1)
+@EVERY_KIND
+def test_a_response_that_is_too_long_keeps_its_beginning(tokenizer, kind):
+    prompt_format = format_of(tokenizer, kind, max_length=120)
+    row, _ = rows_of(prompt_format, "two or six?", "one two" + " three" * 300, "two")
+    assert text_at(prompt_format, row, "prompt") == " two or six?"
+    assert text_at(prompt_format, row, "a").startswith(" one two three")
+    assert len(row.tokens) == 120 and row.cut > 100
+
+
+@EVERY_KIND
+@EVERY_HEAD
+def test_spans_are_right_after_truncation_too(tokenizer, kind, head):
+    prompt_format = format_of(tokenizer, kind, head=head, max_length=120)
+    row, _ = rows_of(prompt_format, "q" * 300, "z" * 300, "V" * 300)
+    assert set(text_at(prompt_format, row, "prompt").strip()) == {"q"}
+    assert set(text_at(prompt_format, row, "a").strip()) == {"z"}
+    if "b" in row.spans:
+        assert set(text_at(prompt_format, row, "b").strip()) == {"V"}
+    assert text_at(prompt_format, row, "cls") == "[CLS]"
+    assert text_at(prompt_format, row, "mask") == "[MASK]"
+    # all that is left of the prompt stands in its span
+    start, stop = row.spans["prompt"]
+    q = tokenizer.library.token_to_id("q")
+    assert row.tokens.count(q) == row.tokens[start:stop].count(q)
+
+
+def least_limit(tokenizer, kind, domain):
+    """The limit that the message about one that is too small names."""
+    with pytest.raises(ValueError) as error:
+        format_of(tokenizer, kind, domain=domain, max_length=5)
+    message = str(error.value)
+    assert message.startswith("--max-length 5: the template alone needs ")
+    assert message.endswith(" tokens") and "\n" not in message
+    return int(message.split()[-2])
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("domain", data.DOMAINS)
+def test_a_limit_below_the_template_is_one_line_that_names_the_least(tokenizer, kind, domain):
+    least = least_limit(tokenizer, kind, domain)
+    with pytest.raises(ValueError, match="the template alone needs"):
+        format_of(tokenizer, kind, domain=domain, max_length=least - 1)
+    format_of(tokenizer, kind, domain=domain, max_length=least)
+
+
+@pytest.mark.parametrize("context", ["pair", "single"])
+def test_a_generalist_needs_room_for_the_longest_question(tokenizer, context):
+    kind = ("option", context)
+    longest = max(least_limit(tokenizer, kind, domain) for domain in data.DOMAINS)
+    with pytest.raises(ValueError, match="the template alone needs"):
+        format_of(tokenizer, kind, max_length=longest - 1)
+    format_of(tokenizer, kind, max_length=longest)
+
+
+@EVERY_KIND
+def test_nothing_is_too_long_for_the_least_limit(tokenizer, kind):
+    least = least_limit(tokenizer, kind, "chat")
+    prompt_format = format_of(tokenizer, kind, domain="chat", max_length=least)
+    rows = rows_of(prompt_format, "q" * 99, "z" * 99, "V" * 99)
+    if rows is not None:
+        assert len(rows[0].tokens) <= least
+
+
+def test_a_megabyte_of_text_is_cut_in_seconds(tokenizer):
+    prompt_format = PromptFormat(tokenizer, max_length=5000)
+    row, _ = rows_of(prompt_format, "a b " * 1000, "x" * 10**6, "\ud83d\ude00\ud800 [MASK] " * 9999)
+    assert len(row.tokens) >= 4999 and row.cut > 10**4
+
+
+# --- pairs that are dropped ------------------------------------------------------------------
+
+
+@EVERY_KIND
+def test_pairs_whose_rows_are_identical_are_dropped_and_counted(tokenizer, kind):
+    prompt_format = format_of(tokenizer, kind, max_length=150)
+    pairs = [
+        Pair("p", "x" * 9, "x" * 9),
+        Pair("p", "x", "y"),
+        Pair("p", "x" * 500 + "a", "x" * 500 + "b"),
+    ]
+    rows_of_pairs, dropped = prompt_format.rows(pairs)
+    assert [rows is None for rows in rows_of_pairs] == [True, False, True]
+    assert dropped == {"identical responses": 1, "identical after truncation": 1}
+
+
+def test_responses_that_the_tokenizer_normalises_to_one_are_identical(tmp_path):
+    library = byte_tokenizer(SPECIAL)
+    library.normalizer = normalizers.NFC()  # as ModernBERT's
+    save_tokenizer(tmp_path, library)
+    prompt_format = PromptFormat(load_tokenizer(tmp_path))
+    assert prompt_format.rows([Pair("p", "\u00e9", "e\u0301")])[1] == {"identical responses": 1}
 
 
 # --- batches ---------------------------------------------------------------------------------
 
 
-def test_pack_lays_rows_end_to_end():
-    batch = pack([Row([5, 6, 7], 1, 0, 0), Row([8], 0, 1, 0), Row([9, 10], 1, 1, 3)])
+def test_rows_are_packed_end_to_end():
+    rows = [Row([5, 6, 7], 1, 0, 0, {}), Row([8], 0, 1, 0, {}), Row([9, 10], 1, 1, 3, {})]
+    batch = pack(rows)
     assert batch.tokens.tolist() == [5, 6, 7, 8, 9, 10]
     assert batch.starts.tolist() == [0, 3, 4, 6]
-    assert batch.read.tolist() == [1, 3, 5]  # 0+1, 3+0, 4+1
+    assert batch.read_at.tolist() == [1, 3, 5]  # 0 + 1, 3 + 0, 4 + 1
     assert batch.labels.tolist() == [0, 1, 1]
 
 
+@pytest.mark.parametrize("lengths, budget, expected", [
+    ([4, 3, 2, 1], 100, [[3, 2, 1, 0]]),  # all in one, the shortest first
+    ([4, 3, 2, 1], 5, [[2, 1], [3, 0]]),  # 2 + 3, 1 + 4
+    ([3, 3, 3], 5, [[2], [1], [0]]),  # not in two: 6 + 3
+    ([9, 1], 5, [[0], [1]]),  # one that is longer stands alone
+    ([], 5, []),
+])
+def test_micro_batches_by_hand(lengths, budget, expected):
+    assert make_micro_batches(lengths, budget) == expected
+
+
+@pytest.mark.parametrize("sizes, parts, expected", [
+    ([4, 3, 2, 1], 2, [[1, 2], [0, 3]]),  # 4 | 3, 3 + 2, 4 + 1
+    ([7], 3, [[0], [], []]),
+    ([5, 5], 1, [[0, 1]]),
+])
+def test_balanced_shares_by_hand(sizes, parts, expected):
+    assert balanced_shares(sizes, parts) == expected
+
+
+LENGTHS = st.lists(st.integers(1, 900), max_size=150)
+
+
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 900), max_size=150), st.integers(1, 3000), st.integers(1, 8))
-def test_deal_gives_each_pair_once_within_the_budget_and_evenly(lengths, budget, parts):
-    dealt = deal(lengths, budget, parts)
-    assert len(dealt) == parts and deal(lengths, budget, parts) == dealt
-    assert sorted(i for part in dealt for bin in part for i in bin) == list(range(len(lengths)))
-    for part in dealt:
-        for bin in part:
-            assert bin and (sum(lengths[i] for i in bin) <= budget or len(bin) == 1)
-    loads = [sum(lengths[i] for bin in part for i in bin) for part in dealt]
-    assert max(loads) - min(loads) <= budget + max(lengths, default=0)
+@given(LENGTHS, st.integers(1, 3000))
+def test_micro_batches_have_each_index_once_and_keep_to_the_budget(lengths, budget):
+    micro_batches = make_micro_batches(lengths, budget)
+    dealt = [i for members in micro_batches for i in members]
+    assert sorted(dealt) == list(range(len(lengths)))
+    for members in micro_batches:
+        assert members
+        assert len(members) == 1 or sum(lengths[i] for i in members) <= budget
 
 
-def test_deal_by_hand():
-    assert deal([4, 3, 2, 1], 5) == [[[1, 2], [0, 3]]]  # 3+2, 4+1
-    assert deal([4, 3, 2, 1], 100, parts=2) == [[[1, 2]], [[0, 3]]]
-    assert deal([3, 3, 3], 5) == [[[2], [1], [0]]]  # not in two: 6 + 3
-    assert deal([9, 1], 5) == [[[0], [1]]]
-    assert deal([7], 5, parts=3) == [[[0]], [], []]
+@settings(max_examples=100, deadline=None)
+@given(LENGTHS, st.integers(1, 8))
+def test_shares_have_each_index_once_and_are_about_equal(sizes, parts):
+    shares = balanced_shares(sizes, parts)
+    assert len(shares) == parts
+    assert sorted(i for share in shares for i in share) == list(range(len(sizes)))
+    sums = [sum(sizes[i] for i in share) for share in shares]
+    assert max(sums) - min(sums) <= max(sizes, default=0)
 
 
-# --- tokenizer and format --------------------------------------------------------------------
+# --- the script ------------------------------------------------------------------------------
 
 
-def test_a_tokenizer_that_cannot_serve_is_refused(tmp_path, tokenizer):
-    with pytest.raises(ValueError, match="no tokenizer .*No such file.*model folder"):
-        load_tokenizer(tmp_path)
-    path = tmp_path / "tokenizer.json"
-    path.write_text("{")
-    with pytest.raises(ValueError, match="no tokenizer"):
-        load_tokenizer(tmp_path)
-    train_tokenizer(SPECIAL[:-1]).save(str(path))
-    with pytest.raises(ValueError, match=r"no special token \[MASK\].*ModernBERT"):
-        load_tokenizer(tmp_path)
-    train_tokenizer(SPECIAL[:-1], plain=["[MASK]"]).save(str(path))
-    with pytest.raises(ValueError, match=r"no special token \[MASK\]"):
-        load_tokenizer(tmp_path)
-    padded = train_tokenizer()
-    padded.enable_padding(length=50)
-    padded.enable_truncation(2)
-    padded.save(str(path))
-    assert len(load_tokenizer(tmp_path).encode("abcd", add_special_tokens=False).ids) == 4
+def test_the_script_shows_a_pair_and_its_two_rows(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["data.py", "chat"])
+    runpy.run_path(data.__file__, run_name="__main__")
+    out = capsys.readouterr().out
+    assert "label 0 = 'ĠA'" in out and "label 1 = 'ĠB'" in out
+    assert out.count("Which option is better? The better option is[MASK].") == 2
 
 
-def test_a_format_that_makes_no_sense_is_refused(tokenizer, tmp_path):
-    for fields, message in (({"template": "flan"}, "no template flan"),
-                            ({"context": "x"}, "context x: use option for pair"),
-                            ({"head": "x"}, "no head x"), ({"domain": ""}, "reasoning, safety"),
-                            ({"template": "choice", "context": "single"}, "choice for pair")):
-        with pytest.raises(ValueError, match=message):
-            Format(tokenizer, **fields)
-    bare = Tokenizer(models.BPE())  # bytes only: " A" is two tokens
-    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bare.train_from_iterator([], trainers.BpeTrainer(
-        special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    bare.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="splits one of the labels .* A.*must be one token"):
-        Format(load_tokenizer(tmp_path))
-    Format(load_tokenizer(tmp_path), "choice")  # digits are bytes
-
-
-def test_the_script_shows_a_pair_and_says_what_is_wrong_in_one_line(tmp_path, write, tokenizer):
-    (tmp_path / "nano").mkdir()
-    tokenizer.save(str(tmp_path / "nano/tokenizer.json"))
-    script = [sys.executable, shutil.copy(data.__file__, tmp_path)]
-    run = subprocess.run([*script, "chat", write(row(domain="chat"))],
-                         capture_output=True, text=True)
-    assert run.returncode == 0 and "label 0 = 'ĠA'" in run.stdout and "[MASK]." in run.stdout
-    run = subprocess.run([*script, "chat", tmp_path / "none"], capture_output=True, text=True)
-    assert run.returncode == 2 and run.stderr.count("\n") == 1
-    assert run.stderr.startswith("error: ") and not run.stdout
+def test_the_script_names_the_domains_it_has(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["data.py", "cooking"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(data.__file__, run_name="__main__")
+    assert stop.value.code == 2
+    expected = "error: no domain cooking: give one of reasoning, safety, chat\n"
+    assert capsys.readouterr().err == expected
 
 
 # --- the real tokenizer ----------------------------------------------------------------------
 
+REAL = pytest.mark.skipif("TINYRM_TOKENIZER" not in os.environ,
+                          reason="TINYRM_TOKENIZER=DIR is not set (ModernBERT's tokenizer)")
 
-@pytest.mark.skipif("TINYRM_TOKENIZER" not in os.environ,
-                    reason="TINYRM_TOKENIZER=DIR is not set (a folder with ModernBERT's tokenizer)")
-def test_golden_ids_of_both_templates_with_the_real_tokenizer():
-    tokenizer = load_tokenizer(os.environ["TINYRM_TOKENIZER"])
-    pair = Pair("What is 2+2?", "4", "5 [MASK]", domain="reasoning")
-    option = Format(tokenizer)
-    assert option.words == (329, 378)
-    (rows,), _ = cloze_rows([pair], option)
-    assert rows[0].tokens == [
+
+@pytest.fixture
+def real_tokenizer():
+    return load_tokenizer(os.environ["TINYRM_TOKENIZER"])
+
+
+@REAL
+def test_golden_ids_of_the_options(real_tokenizer):
+    prompt_format = PromptFormat(real_tokenizer)
+    assert prompt_format.label_ids == (329, 378)
+    row, _ = rows_of(prompt_format, "What is 2+2?", "4", "5 [MASK]", domain="reasoning")
+    assert row.tokens == [
         50281, 10548, 2705, 27, 1737, 310, 374, 12, 19, 32, 27357, 329, 27, 577, 27357, 378, 27,
         608, 544, 18690, 62, 6758, 4500, 310, 625, 3451, 32, 380, 1805, 4500, 310, 50284, 15, 50282]
-    choice = Format(tokenizer, "choice", domain="reasoning")
-    assert choice.words == (17, 18)
-    (rows,), _ = cloze_rows([pair], choice)
-    assert rows[0].tokens == [
-        50281, 7371, 2380, 310, 625, 3451, 32, 19782, 27, 1737, 310, 374, 12, 19, 32, 31303, 470,
-        27, 577, 50282, 31303, 337, 27, 608, 544, 18690, 62, 32869, 27, 50276, 50284, 50282]
-    # the author's way: the tokenizer's own pair of texts, then the last digit masked
-    whole = tokenizer.encode("Which response is more correct? Question: What is 2+2? Choice 0: 4",
-                             " Choice 1: 5 [MASK]Answer:  0").ids
-    assert whole[-5:-1] == [32869, 27, 50276, 17] and whole[-2] == choice.words[0]
-    assert rows[0].tokens == [*whole[:-2], 50284, 50282]
+
+
+GOLDEN_CHOICE = [
+    50281, 7371, 2380, 310, 625, 3451, 32, 19782, 27, 1737, 310, 374, 12, 19, 32, 31303, 470,
+    27, 577, 50282, 31303, 337, 27, 608, 544, 18690, 62, 32869, 27, 50276, 50284, 50282]
+
+
+@REAL
+def test_golden_ids_of_the_choices(real_tokenizer):
+    prompt_format = PromptFormat(real_tokenizer, "choice", domain="reasoning")
+    assert prompt_format.label_ids == (17, 18)
+    row, _ = rows_of(prompt_format, "What is 2+2?", "4", "5 [MASK]")
+    assert row.tokens == GOLDEN_CHOICE
+
+
+@REAL
+def test_the_choices_are_what_the_authors_code_makes(real_tokenizer):
+    # the tokenizer's own pair of texts, with the last digit then masked
+    whole = real_tokenizer.library.encode(
+        "Which response is more correct? Question: What is 2+2? Choice 0: 4",
+        " Choice 1: 5 [MASK]Answer:  0").ids
+    assert whole[:-2] + [50284, 50282] == GOLDEN_CHOICE

@@ -1,265 +1,453 @@
-"""DoRA and LoRA against peft in float64: forward, gradients, training, merging, files; freezing.
+"""DoRA and LoRA against peft in float64: the formula, one layer, training, merging, files; and what
+freezing freezes.
 
-    pytest tests/test_dora.py
+    python -m pytest tests/test_dora.py
 """
 
-import argparse
 import json
 
-import benchmark
 import peft
 import pytest
 import torch
-from test_tinyrm import hub_config, peer_of, random_rows, wild
+from oracles import logits_of, peer_of, random_rows, small_config, wild
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cosine_similarity, cross_entropy
+from transformers import ModernBertForSequenceClassification
 
 import dora
 import tinyrm
+from infra.hub import ROOT
 
-torch.set_num_threads(1)
-WORDS = torch.tensor([5, 6])
+EXACT = dict(rtol=1e-9, atol=1e-12)  # in float64
 
 
-def small(head="cloze", **change):
-    return wild(tinyrm.Config.read(hub_config(**change)), head).double()
+def small(head="cloze", **changes):
+    """A model with hidden size 32 and feed-forward 48: Wqkv is (96, 32), Wi (96, 32), mlp.Wo
+    (32, 48), none of them square."""
+    return wild(small_config(**changes), head).double()
+
+
+def randn(*shape, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+
+def move_adapters(model):
+    """Away from where training begins: there B is 0, which hides A."""
+    with torch.no_grad():
+        for i, adapted in enumerate(dora.adapters(model).values()):
+            adapted.B.copy_(randn(*adapted.B.shape, seed=i) / 10)
+            if adapted.m is not None:
+                adapted.m.mul_(1.1)
+
+
+def parts_of(adapted):
+    """{name: parameter} of what trains in our layer."""
+    parts = {"A": adapted.A, "B": adapted.B}
+    if adapted.m is not None:
+        parts["m"] = adapted.m
+    return parts
+
+
+def peft_parts_of(layer, use_dora):
+    """The same of a layer of peft."""
+    parts = {"A": layer.lora_A["default"].weight, "B": layer.lora_B["default"].weight}
+    if use_dora:
+        parts["m"] = layer.lora_magnitude_vector["default"].weight
+    return parts
+
+
+# --- the formula and one layer ---------------------------------------------------------------
+
+LAYERS = pytest.mark.parametrize("inputs, outputs, rank, alpha", [
+    (7, 11, 3, 2.0),
+    (40, 8, 8, 32.0),
+])
+USE_DORA = pytest.mark.parametrize("use_dora", [True, False])
+
+
+def one_layer(inputs, outputs, rank, alpha, use_dora):
+    """Our layer and peft's, with equal weights, away from where training begins."""
+    base = tinyrm.Linear(inputs, outputs).double()
+    ours = dora.AdaptedLinear(base, rank, alpha, "dora" if use_dora else "lora")
+    with torch.no_grad():
+        ours.B.copy_(randn(outputs, rank, seed=3))
+        if use_dora:
+            ours.m.mul_(1.3)
+
+    plain = nn.Sequential(nn.Linear(inputs, outputs, bias=False, dtype=torch.float64))
+    plain[0].weight.data.copy_(base.weight)
+    settings = peft.LoraConfig(r=rank, lora_alpha=alpha, use_dora=use_dora, target_modules=["0"])
+    peer = peft.get_peft_model(plain, settings).double()
+    their_parts = peft_parts_of(peer.base_model.model[0], use_dora)
+    with torch.no_grad():
+        for name, p in parts_of(ours).items():
+            their_parts[name].copy_(p)
+    return ours, peer, their_parts
+
+
+@USE_DORA
+@LAYERS
+def test_the_plain_formula_equals_peft(inputs, outputs, rank, alpha, use_dora):
+    ours, peer, their_parts = one_layer(inputs, outputs, rank, alpha, use_dora)
+    x, weights = randn(30, inputs).requires_grad_(), randn(30, outputs, seed=1)
+
+    plain = dora.plain_dora(x, ours.weight, ours.A, ours.B, ours.m, alpha / rank)
+    torch.testing.assert_close(plain, peer(x), **EXACT)
+    got = torch.autograd.grad((plain * weights).sum(), [x, *parts_of(ours).values()])
+    wanted = torch.autograd.grad((peer(x) * weights).sum(), [x, *their_parts.values()])
+    torch.testing.assert_close(got, wanted, **EXACT)
+
+
+@USE_DORA
+@LAYERS
+def test_the_layer_equals_the_plain_formula(inputs, outputs, rank, alpha, use_dora):
+    """Values, and the hand-written backward pass against autograd through the formula."""
+    ours, _, _ = one_layer(inputs, outputs, rank, alpha, use_dora)
+    x, weights = randn(30, inputs).requires_grad_(), randn(30, outputs, seed=1)
+    inputs_and_parts = [x, *parts_of(ours).values()]
+
+    plain = dora.plain_dora(x, ours.weight, ours.A, ours.B, ours.m, alpha / rank)
+    torch.testing.assert_close(ours(x), plain, **EXACT)
+    got = torch.autograd.grad((ours(x) * weights).sum(), inputs_and_parts)
+    wanted = torch.autograd.grad((plain * weights).sum(), inputs_and_parts)
+    torch.testing.assert_close(got, wanted, **EXACT)
+
+
+def test_two_halves_of_the_outputs_are_the_layer():
+    # as the last layer asks: the queries apart from the keys and values
+    ours, _, _ = one_layer(7, 11, 3, 2.0, use_dora=True)
+    x, weights = randn(5, 7).requires_grad_(), randn(5, 11, seed=1)
+    inputs_and_parts = [x, *parts_of(ours).values()]
+
+    halves = torch.cat([ours.outputs(x, slice(0, 4)), ours.outputs(x, slice(4, 11))], 1)
+    torch.testing.assert_close(halves, ours(x), **EXACT)
+    got = torch.autograd.grad((halves * weights).sum(), inputs_and_parts)
+    wanted = torch.autograd.grad((ours(x) * weights).sum(), inputs_and_parts)
+    torch.testing.assert_close(got, wanted, **EXACT)
+
+
+@USE_DORA
+@LAYERS
+def test_a_layer_trains_and_merges_as_in_peft(inputs, outputs, rank, alpha, use_dora):
+    ours, peer, their_parts = one_layer(inputs, outputs, rank, alpha, use_dora)
+    our_parts = parts_of(ours)
+    x, target = randn(30, inputs), randn(30, outputs, seed=1)
+
+    our_optimizer = torch.optim.AdamW(our_parts.values(), lr=0.1)
+    their_optimizer = torch.optim.AdamW(their_parts.values(), lr=0.1)
+    for _ in range(6):
+        for model, optimizer in ((ours, our_optimizer), (peer, their_optimizer)):
+            optimizer.zero_grad()
+            (model(x) - target).square().mean().backward()
+            optimizer.step()
+        for name, p in our_parts.items():
+            torch.testing.assert_close(p.grad, their_parts[name].grad, **EXACT)
+
+    torch.testing.assert_close(ours(x), peer(x), **EXACT)
+    merged = peer.merge_and_unload()[0].weight
+    torch.testing.assert_close(ours.merged_weight().weight, merged, **EXACT)
+
+
+def test_training_begins_at_the_weight_itself():
+    base = tinyrm.Linear(7, 11).double()
+    torch.testing.assert_close(dora.AdaptedLinear(base, 3, 2.0).merged_weight().weight, base.weight)
+
+
+def test_a_row_of_zeros_stays_one_and_does_not_train():
+    # its norm is 0, by which nothing can be divided
+    base = tinyrm.Linear(7, 11).double()
+    base.weight.data[4] = 0
+    layer = dora.AdaptedLinear(base, 3, 2.0)
+    optimizer = torch.optim.SGD(parts_of(layer).values(), lr=0.1)
+    x = randn(5, 7)
+    for _ in range(3):
+        layer(x).square().sum().backward()
+        optimizer.step()
+    assert not layer(x)[:, 4].any()
+    assert all(p.isfinite().all() for p in parts_of(layer).values())
+
+
+# --- the weight that is kept -----------------------------------------------------------------
+
+
+def test_the_weight_is_formed_once_for_all_micro_batches_of_a_step():
+    layer = dora.AdaptedLinear(tinyrm.Linear(7, 11), 3, 2.0)
+    assert layer.effective_weight().weight is layer.effective_weight().weight
+
+
+@pytest.mark.parametrize("part", ["weight", "A", "B", "m"])
+def test_the_weight_follows_every_change(part):
+    ours, _, _ = one_layer(7, 11, 3, 2.0, use_dora=True)
+    x = randn(5, 7)
+    before = ours(x)
+    with torch.no_grad():
+        getattr(ours, part).mul_(2)
+    plain = dora.plain_dora(x, ours.weight, ours.A, ours.B, ours.m, 2.0 / 3)
+    assert not torch.allclose(ours(x), before)
+    torch.testing.assert_close(ours(x), plain, **EXACT)
+
+
+def test_a_weight_that_was_formed_while_judging_serves_training_too():
+    layer = dora.AdaptedLinear(tinyrm.Linear(7, 11), 3, 2.0)
+    x = torch.ones(5, 7)
+    with torch.inference_mode():
+        layer(x)
+    layer(x).sum().backward()  # this fails if the weight is an inference tensor
+
+
+# --- training a whole model ------------------------------------------------------------------
 
 
 def peft_of(model, rank, alpha, freeze, use_dora):
-    """The same adapter on transformers' model by peft, with A, B and m copied from ours."""
-    layers = range(freeze, model.config.num_hidden_layers)
-    causal = model.config.causal
-    targets = ("attn.q_proj", "attn.k_proj", "attn.v_proj") if causal else ("attn.Wqkv",)
-    names = [f"model.layers.{i}.{t}" for i in layers
-             for t in (*targets, "attn.Wo", "mlp.Wi", "mlp.Wo")]
-    names.append("lm_head.dense" if causal else "head.dense")
-    plain = wild(model.config).double()
-    peer = peft.get_peft_model(
-        peer_of(plain), peft.LoraConfig(r=rank, lora_alpha=alpha, use_dora=use_dora,
-                                        target_modules=names))  # fmt: skip
+    """The same adapters on transformers' model by peft, with A and B copied from ours; m follows
+    from the weights."""
+    names = []
+    for i in range(freeze, model.config.num_hidden_layers):
+        for target in ("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo"):
+            names.append(f"model.layers.{i}.{target}")
+    names.append("head.dense")
+
+    settings = peft.LoraConfig(r=rank, lora_alpha=alpha, use_dora=use_dora, target_modules=names)
+    peer = peft.get_peft_model(peer_of(small()), settings)
     with torch.no_grad():
         for name, ours in dora.adapters(model).items():
-            theirs = peer.base_model.model.get_submodule(name)
-            theirs.lora_A["default"].weight.copy_(ours.A)
-            theirs.lora_B["default"].weight.copy_(ours.B)
-            if use_dora:
-                torch.testing.assert_close(
-                    theirs.lora_magnitude_vector["default"].weight, plain_norm(ours))  # fmt: skip
+            theirs = peft_parts_of(peer.base_model.model.get_submodule(name), use_dora)
+            theirs["A"].copy_(ours.A)
+            theirs["B"].copy_(ours.B)
     return peer
 
 
-def plain_norm(module):
-    return module.weight.norm(dim=1)
-
-
-def theirs_of(peer, name, part):
-    module = peer.base_model.model.get_submodule(name)
-    if part == "m":
-        return module.lora_magnitude_vector["default"].weight
-    return getattr(module, f"lora_{part}")["default"].weight
-
-
-def run(peer, rows, offsets):
-    return torch.stack([
-        peer(row[None]).logits[0, at] for row, at in zip(rows, offsets, strict=True)])  # fmt: skip
-
-
-@pytest.mark.parametrize("kind, rank, alpha, freeze, of", [
-    ("dora", 1, 8.0, 0, "modernbert"), ("dora", 3, 1.5, 2, "modernbert"),
-    ("dora", 16, 16.0, 3, "modernbert"), ("lora", 4, 8.0, 1, "modernbert"),
-    ("dora", 4, 8.0, 4, "modernbert"), ("dora", 4, 8.0, 1, "modernbert-decoder"),
-])  # fmt: skip
-def test_training_with_an_adapter_equals_peft(kind, rank, alpha, freeze, of):
-    # hidden 32, ffn 48: Wqkv (96, 32), Wi (96, 32), mlp.Wo (32, 48) are not square
-    model = small(model_type=of)
-    dora.adapt(model, kind, rank, alpha, freeze)
-    peer = peft_of(model, rank, alpha, freeze, kind == "dora")
-    rows, tokens, starts, read = random_rows([140, 9, 40])
-    read = starts[1:] - 1 if model.config.causal else read
+@pytest.mark.parametrize("adapter, rank, alpha, freeze", [
+    ("dora", 1, 8.0, 0),
+    ("dora", 3, 1.5, 2),
+    ("dora", 16, 16.0, 3),
+    ("dora", 4, 8.0, 4),  # the head alone
+    ("lora", 4, 8.0, 1),
+])
+def test_training_a_model_with_adapters_equals_peft(adapter, rank, alpha, freeze):
+    model = small()
+    dora.adapt(model, adapter, rank, alpha, freeze)
+    peer = peft_of(model, rank, alpha, freeze, use_dora=adapter == "dora")
+    rows, tokens, starts, read_at = random_rows([140, 9, 40])
     labels = torch.tensor([5, 6, 5])
-    ours = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
-    theirs = torch.optim.AdamW([p for p in peer.parameters() if p.requires_grad], lr=0.05)
-    for step in range(4):
-        a = model.logits(model(tokens, starts, read))
-        b = run(peer, rows, read - starts[:-1])
-        # transformers rotates in float32 whatever the model is in, which moves the decoder's logits
-        # by up to 3e-7; what peft adds is held to float64 in the next test
-        atol = 1e-6 if model.config.causal else 1e-7
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=atol)
-        ours.zero_grad(), theirs.zero_grad()
-        cross_entropy(a, labels).backward(), cross_entropy(b, labels).backward()
-        for name, module in dora.adapters(model).items():
-            for part in ("A", "B", "m") if kind == "dora" else ("A", "B"):
-                torch.testing.assert_close(getattr(module, part).grad,
-                                           theirs_of(peer, name, part).grad,
-                                           rtol=1e-4, atol=1e-7, msg=f"{step} {name} {part}")
-        ours.step(), theirs.step()
-    merged = peer.merge_and_unload()
-    before = model.logits(model(tokens, starts, read))
+
+    our_parameters = [p for p in model.parameters() if p.requires_grad]
+    their_parameters = [p for p in peer.parameters() if p.requires_grad]
+    our_optimizer = torch.optim.AdamW(our_parameters, lr=0.05)
+    their_optimizer = torch.optim.AdamW(their_parameters, lr=0.05)
+    for _ in range(4):
+        ours = model.logits(model(tokens, starts, read_at))
+        theirs = logits_of(peer, rows, read_at, starts)
+        # transformers rotates in float32, whatever the model is in
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+        our_optimizer.zero_grad()
+        their_optimizer.zero_grad()
+        cross_entropy(ours, labels).backward()
+        cross_entropy(theirs, labels).backward()
+        for name, adapted in dora.adapters(model).items():
+            layer = peer.base_model.model.get_submodule(name)
+            their_parts = peft_parts_of(layer, adapter == "dora")
+            for part, p in parts_of(adapted).items():
+                torch.testing.assert_close(p.grad, their_parts[part].grad, rtol=1e-4, atol=1e-7,
+                                           msg=f"{name} {part}")
+        our_optimizer.step()
+        their_optimizer.step()
+
+    before = model.logits(model(tokens, starts, read_at))
     dora.merge(model)
-    after = model.logits(model(tokens, starts, read))
-    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(after, run(merged, rows, read - starts[:-1]), rtol=1e-4, atol=1e-6)
-    assert not dora.adapters(model)
+    after = model.logits(model(tokens, starts, read_at))
+    torch.testing.assert_close(after, before, **EXACT)
+    merged = logits_of(peer.merge_and_unload(), rows, read_at, starts)
+    torch.testing.assert_close(after, merged, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("use_dora", [True, False])
-@pytest.mark.parametrize("inputs, outputs, rank, alpha", [(7, 11, 3, 2.0), (40, 8, 8, 32.0)])
-def test_one_layer_equals_peft_in_float64(inputs, outputs, rank, alpha, use_dora):
-    torch.manual_seed(0)
-    base = tinyrm.Linear(inputs, outputs).double()
-    ours = dora.Adapted(base, rank, alpha, "dora" if use_dora else "lora")
-    plain = nn.Sequential(nn.Linear(inputs, outputs, bias=False, dtype=torch.float64))
-    plain[0].weight.data.copy_(base.weight)
-    peer = peft.get_peft_model(plain, peft.LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=["0"], use_dora=use_dora,
-        )).double()  # fmt: skip
-    theirs = [theirs_of(peer, "0", part) for part in ("A", "B") + ("m",) * use_dora]
-    mine = [ours.A, ours.B] + [ours.m] * use_dora
-    with torch.no_grad():
-        for a, b in zip(mine, theirs, strict=True):
-            b.copy_(a)
-    x = torch.randn(30, inputs, dtype=torch.float64)
-    target = torch.randn(30, outputs, dtype=torch.float64)
-    optimizers = [torch.optim.AdamW(p, lr=0.1) for p in (mine, theirs)]
-    for _ in range(6):
-        for optimizer, model in zip(optimizers, (ours, peer), strict=True):
-            optimizer.zero_grad()
-            (model(x) - target).square().mean().backward()
-        for a, b in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
-        for optimizer in optimizers:
-            optimizer.step()
-    torch.testing.assert_close(ours(x), peer(x), rtol=1e-9, atol=1e-12)
-    merged = peer.merge_and_unload()[0].weight
-    torch.testing.assert_close(ours.merged()[0], merged, rtol=1e-9, atol=1e-12)
-
-
-def test_gradients_equal_autograd_through_the_formula():
-    """The hand-written backward pass against autograd on the formula of the docstring."""
-    torch.manual_seed(0)
-    base = tinyrm.Linear(7, 11).double()
-    layer = dora.Adapted(base, 3, 2.0)
-    with torch.no_grad():
-        layer.B.normal_()
-        layer.m.mul_(1.3)
-    x, weight = torch.randn(5, 7).double().requires_grad_(), torch.randn(5, 11).double()
-    full = layer.weight + 2.0 / 3 * layer.B @ layer.A
-    plain = x @ (layer.m / full.norm(dim=1).detach())[:, None].mul(full).T
-    want = torch.autograd.grad((plain * weight).sum(), [x, layer.A, layer.B, layer.m])
-    ours = layer(x)
-    torch.testing.assert_close(ours, plain)
-    got = torch.autograd.grad((ours * weight).sum(), [x, layer.A, layer.B, layer.m])
-    torch.testing.assert_close(got, want)
-    # the last layer asks for some of the outputs alone, twice
-    parts = torch.cat([layer(x, slice(4)), layer(x, slice(4, None))], 1)
-    got = torch.autograd.grad((parts * weight).sum(), [x, layer.A, layer.B, layer.m])
-    torch.testing.assert_close(got, want)
-
-
-def test_the_kept_weight_follows_every_change_and_judging_does_not_spoil_training():
+def test_nothing_is_left_of_an_adapter_that_was_merged():
     model = small()
     dora.adapt(model, "dora", 4, 8.0, 2)
-    layer = model.model.layers[3].mlp.Wi
-    x = torch.randn(3, 32).double()
-    with torch.inference_mode():
-        first = layer(x)
-    layer(x).sum().backward()  # would fail if the copy made while judging were an inference tensor
-    assert layer.current()[0] is layer.current()[0]  # not formed anew for a micro-batch
-    with torch.no_grad():
-        layer.B.normal_()
-    assert not torch.allclose(layer(x), first)
-    with torch.no_grad():
-        layer.B.zero_()
-        layer.m.mul_(2)
-    torch.testing.assert_close(layer(x), 2 * first)
+    dora.merge(model)
+    assert not dora.adapters(model)
+    assert not any(p.requires_grad for p in model.parameters())
+    assert model.state_dict().keys() == small().state_dict().keys()
 
 
-@pytest.mark.parametrize("kind", dora.KINDS)
+def test_the_adapter_is_drawn_from_the_seed():
+    drawn = []
+    for seed in (1, 1, 2):
+        parameters = dora.adapt(small(), "dora", 4, 8.0, 3, seed)
+        drawn.append(parameters["head.dense.A"])
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("adapter", dora.ADAPTERS)
+def test_bf16_gradients_are_those_of_float32_within_bf16(adapter):
+    _, tokens, starts, read_at = random_rows([100, 20])
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = small().float().set_compute_dtype(dtype)
+        trained = dora.adapt(model, adapter, 4, 8.0, 1)
+        logits = model.logits(model(tokens, starts, read_at))
+        cross_entropy(logits, torch.tensor([5, 6])).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in trained.values()]))
+    assert gradients[1].dtype == torch.float32
+    assert cosine_similarity(*gradients, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("adapter", dora.ADAPTERS)
+def test_layers_that_are_recomputed_give_the_same_gradients(adapter):
+    _, tokens, starts, read_at = random_rows([100, 20])
+    gradients = []
+    for recompute in (False, True):
+        model = small()
+        trained = dora.adapt(model, adapter, 4, 8.0, 1)
+        model.recompute_layers = recompute
+        model.logits(model(tokens, starts, read_at)).logsumexp(1).sum().backward()
+        gradients.append([p.grad for p in trained.values()])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+# --- what trains, and what is frozen ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", dora.ADAPTERS)
 @pytest.mark.parametrize("freeze", [0, 1, 3])
-def test_frozen_weights_get_no_gradient_and_do_not_move(kind, freeze):
+def test_only_what_trains_moves(adapter, freeze):
     model = small()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    names = dora.adapt(model, kind, 4, 8.0, freeze, seed=1)
-    frozen = ["model.embeddings."] if freeze or kind != "full" else []
-    frozen += [f"model.layers.{i}." for i in range(freeze)]
-    assert not any(name.startswith(tuple(frozen)) for name in names if frozen)
-    params = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(params, lr=1e-2)
-    _, tokens, starts, read = random_rows([100, 20])
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    trained = dora.adapt(model, adapter, 4, 8.0, freeze, seed=1)
+    _, tokens, starts, read_at = random_rows([100, 20])
+
+    # with a decay, which would move a frozen weight that the optimizer has
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.1)
     for _ in range(2):
-        cross_entropy(model.logits(model(tokens, starts, read)), torch.tensor([5, 6])).backward()
+        logits = model.logits(model(tokens, starts, read_at))
+        cross_entropy(logits, torch.tensor([5, 6])).backward()
         optimizer.step()
-    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
-    assert len(optimizer.state) == len(params)
+
     after = model.state_dict()
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    for name, value in before.items():
-        assert torch.equal(value, after[name]) == (name not in trained), name
-    # what trains is exactly what should: adapters on four matrices a layer and head.dense, or all
-    if kind != "full":
-        assert len(names) == ((4 - freeze) * 4 + 1) * (3 if kind == "dora" else 2)
+    moved = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    assert moved == trained.keys() & before.keys()
+
+
+@pytest.mark.parametrize("adapter", dora.ADAPTERS)
+def test_freezing_freezes_the_embeddings_and_the_bottom_layers(adapter):
+    trained = dora.adapt(small(), adapter, 4, 8.0, freeze=2)
+    layers = {name.split(".")[2] for name in trained if name.startswith("model.layers.")}
+    assert layers == {"2", "3"}
+    assert not any(name.startswith("model.embeddings.") for name in trained)
+
+
+def test_full_fine_tuning_without_freezing_trains_everything():
+    model = small()
+    assert dora.adapt(model, "full").keys() == dict(model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("adapter, parts", [("dora", 3), ("lora", 2)])
+@pytest.mark.parametrize("freeze", [0, 1, 4])
+def test_adapters_stand_on_four_products_a_layer_and_on_the_head(adapter, parts, freeze):
+    model = small()
+    trained = dora.adapt(model, adapter, 4, 8.0, freeze)
+    assert len(dora.adapters(model)) == 4 * (4 - freeze) + 1  # of the 4 layers, and head.dense
+    assert "head.dense" in dora.adapters(model)
+    assert len(trained) == parts * len(dora.adapters(model))
+
+
+@pytest.mark.parametrize("adapter", dora.ADAPTERS)
+def test_the_fresh_classifier_always_trains(adapter):
+    trained = dora.adapt(small("cls"), adapter, 4, 8.0, freeze=4)
+    assert {"classifier.weight", "classifier.bias"} <= trained.keys()
 
 
 def test_the_frozen_bottom_runs_without_autograd():
     model = small()
-    dora.adapt(model, "dora", 4, 8.0, 2)
-    seen = []
+    dora.adapt(model, "dora", 4, 8.0, freeze=2)
+    needs_gradient = []
     for layer in model.model.layers:
-        layer.register_forward_hook(lambda *a: seen.append(a[2].requires_grad))
-    _, tokens, starts, read = random_rows([30])
-    model(tokens, starts, read)
-    assert seen == [False, False, True, True]
+        layer.register_forward_hook(lambda *call: needs_gradient.append(call[2].requires_grad))
+    _, tokens, starts, _ = random_rows([30])
+    model(tokens, starts)
+    assert needs_gradient == [False, False, True, True]
 
 
-@pytest.mark.parametrize("of", ["modernbert", "modernbert-decoder"])
-def test_an_adapter_saved_by_us_loads_in_peft_and_the_reverse(tmp_path, of):
-    for kind in ("dora", "lora"):
-        model = small(model_type=of).float()
-        dora.adapt(model, kind, 4, 6.0, 2)
-        with torch.no_grad():
-            for module in dora.adapters(model).values():
-                module.B.normal_(std=0.1)
-                if module.m is not None:
-                    module.m.mul_(1.1)
-        rows, tokens, starts, read = random_rows([80, 12])
-        read = starts[1:] - 1 if model.config.causal else read
-        want = model.logits(model(tokens, starts, read))
-        dora.save_adapter(model, tmp_path / "ours", "some/base")
-        base = peer_of(wild(model.config))
-        peer = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
-        got = run(peer, rows, read - starts[:-1])
-        assert (got - want).abs().max() < 1e-4
-        peer.save_pretrained(tmp_path / "theirs")
-        again = wild(model.config)
-        dora.load_adapter(again, tmp_path / "theirs")
-        assert (again.logits(again(tokens, starts, read)) - want).abs().max() < 1e-5
+@pytest.mark.parametrize("settings, message", [
+    (dict(adapter="qlora"), "--adapter qlora: give one of dora, lora, full"),
+    (dict(freeze=5), "--freeze 5: this model has 4 layers"),
+    (dict(freeze=-1), "--freeze -1"),
+    (dict(rank=0), "--rank 0: give 1 or more"),
+])
+def test_settings_that_a_model_cannot_have_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        dora.adapt(small(), **settings)
 
 
-def test_a_classifier_travels_with_its_adapter(tmp_path):
-    from transformers import ModernBertForSequenceClassification
+# --- files -----------------------------------------------------------------------------------
 
-    model = small("cls").float()
-    dora.adapt(model, "dora", 2, 2.0, 3)
-    with torch.no_grad():
-        model.classifier.weight.add_(1)
-        model.head.dense.B.normal_()
+
+def save_adapted(folder, adapter="dora", head="cloze", rank=4, alpha=6.0, freeze=2):
+    """A model under adapters that are stored in a folder."""
+    model = small(head).float()
+    dora.adapt(model, adapter, rank, alpha, freeze)
+    move_adapters(model)
+    dora.save_adapter(model, folder, "some/base")
+    return model
+
+
+@pytest.mark.parametrize("adapter", ["dora", "lora"])
+def test_an_adapter_that_we_save_opens_in_peft(tmp_path, adapter):
+    model = save_adapted(tmp_path, adapter)
+    rows, tokens, starts, read_at = random_rows([80, 12])
+    peer = peft.PeftModel.from_pretrained(peer_of(small().float()), tmp_path).eval()
+    ours = model.logits(model(tokens, starts, read_at))
+    assert (logits_of(peer, rows, read_at, starts) - ours).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("adapter", ["dora", "lora"])
+def test_an_adapter_that_peft_saves_opens_here(tmp_path, adapter):
+    model = save_adapted(tmp_path / "ours", adapter)
+    peer = peft.PeftModel.from_pretrained(peer_of(small().float()), tmp_path / "ours")
+    peer.save_pretrained(tmp_path / "theirs")
+
+    again = small().float()
+    dora.load_adapter(again, tmp_path / "theirs")
+    _, tokens, starts, read_at = random_rows([80, 12])
+    ours = model.logits(model(tokens, starts, read_at))
+    assert (again.logits(again(tokens, starts, read_at)) - ours).abs().max() < 1e-5
+
+
+def test_the_classifier_travels_with_its_adapter_to_peft(tmp_path):
+    model = save_adapted(tmp_path, head="cls")
+    base = peer_of(small("cls").float(), ModernBertForSequenceClassification)
+    base.classifier.weight.data.zero_()  # it comes with the adapter
+    peer = peft.PeftModel.from_pretrained(base, tmp_path).eval()
     rows, tokens, starts, _ = random_rows([50])
-    want = model.logits(model(tokens, starts, starts[:-1]))
-    dora.save_adapter(model, tmp_path, "some/base")
-    peer = peer_of(wild(model.config, "cls"), ModernBertForSequenceClassification)
-    peer = peft.PeftModel.from_pretrained(peer, tmp_path).eval()
-    assert (peer(rows[0][None]).logits - want).abs().max() < 1e-4
-    again = wild(model.config, "cls")
+    ours = model.logits(model(tokens, starts, starts[:-1]))
+    assert (peer(rows[0][None]).logits - ours).abs().max() < 1e-4
+
+
+def test_the_classifier_travels_with_its_adapter_to_us(tmp_path):
+    model = save_adapted(tmp_path, head="cls")
+    again = small("cls").float()
+    again.classifier.weight.data.zero_()
     dora.load_adapter(again, tmp_path)
-    assert (again.logits(again(tokens, starts, starts[:-1])) - want).abs().max() < 1e-5
+    _, tokens, starts, _ = random_rows([50])
+    ours = model.logits(model(tokens, starts, starts[:-1]))
+    assert (again.logits(again(tokens, starts, starts[:-1])) - ours).abs().max() < 1e-5
 
 
-def test_an_adapter_on_the_tied_decoder_leaves_the_embeddings_alone(tmp_path):
-    """The shape of the author's published adapter (facts: targets Wqkv, Wi, Wo, dense, decoder)."""
-    config = tinyrm.Config.read(hub_config())
-    peer = peft.get_peft_model(peer_of(wild(config)), peft.LoraConfig(
-        r=4, use_dora=True, target_modules=["Wqkv", "Wi", "Wo", "dense", "decoder"]))  # fmt: skip
+def test_an_adapter_names_its_base(tmp_path):
+    save_adapted(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "some/base"
+
+
+@pytest.fixture
+def decoder_adapter(tmp_path):
+    """An adapter on the tied decoder too, as the author's published one has it (targets Wqkv, Wi,
+    Wo, dense, decoder), made by peft; and peft's model."""
+    targets = ["Wqkv", "Wi", "Wo", "dense", "decoder"]
+    settings = peft.LoraConfig(r=4, use_dora=True, target_modules=targets)
+    peer = peft.get_peft_model(peer_of(small().float()), settings).eval()
     with torch.no_grad():
         for name, p in peer.named_parameters():
             if "lora_B" in name:
@@ -267,63 +455,78 @@ def test_an_adapter_on_the_tied_decoder_leaves_the_embeddings_alone(tmp_path):
             if "magnitude" in name:
                 p.mul_(1.2)
     peer.save_pretrained(tmp_path)
-    model = wild(config)
-    embeddings = model.model.embeddings.tok_embeddings.weight.clone()
-    dora.load_adapter(model, tmp_path)
-    rows, tokens, starts, read = random_rows([70, 11])
-    want = run(peer.eval(), rows, read - starts[:-1])
-    for _ in range(2):  # as loaded, and merged
-        assert (model.logits(model(tokens, starts, read)) - want).abs().max() < 1e-4
-        few = model.logits(model(tokens, starts, read), WORDS)
-        assert (few - want[:, WORDS]).abs().max() < 1e-4
+    return tmp_path, peer
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_an_adapter_on_the_tied_decoder_scores_as_in_peft(decoder_adapter, merged):
+    folder, peer = decoder_adapter
+    model = small().float()
+    dora.load_adapter(model, folder)
+    if merged:
         dora.merge(model)
+    rows, tokens, starts, read_at = random_rows([70, 11])
+    theirs = logits_of(peer, rows, read_at, starts)
+
+    h = model(tokens, starts, read_at)
+    assert (model.logits(h) - theirs).abs().max() < 1e-4
+    words = torch.tensor([5, 6])
+    assert (model.logits(h, words) - theirs[:, words]).abs().max() < 1e-4
+
+
+def test_an_adapter_on_the_tied_decoder_leaves_the_embeddings_alone(decoder_adapter):
+    folder, _ = decoder_adapter
+    model = small().float()
+    embeddings = model.model.embeddings.tok_embeddings.weight.clone()
+    dora.load_adapter(model, folder)
+    dora.merge(model)
     assert torch.equal(model.model.embeddings.tok_embeddings.weight, embeddings)
 
 
-def test_adapters_that_do_not_fit_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no readable PEFT adapter"):
+def test_a_folder_without_an_adapter_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="holds no readable PEFT adapter"):
         dora.load_adapter(small(), tmp_path)
-    model = small().float()
-    dora.adapt(model, "dora", 4, 8.0, 2)
-    dora.save_adapter(model, tmp_path, "x")
-    with pytest.raises(ValueError, match="does not fit"):
-        dora.load_adapter(small(num_hidden_layers=3).float(), tmp_path)
-    with pytest.raises(ValueError, match="does not fit"):
-        dora.load_adapter(small(intermediate_size=40).float(), tmp_path)
-    for bad in (dict(kind="qlora"), dict(freeze=5), dict(freeze=-1), dict(rank=0)):
-        with pytest.raises(ValueError, match="--"):
-            dora.adapt(small(), **bad)
 
 
-@pytest.mark.parametrize("kind", dora.KINDS)
-def test_bf16_gradients_are_those_of_float32_within_bf16(kind):
-    _, tokens, starts, read = random_rows([100, 20])
-    grads = []
-    for dtype in (torch.float32, torch.bfloat16):
-        model = small().float().dtype_(dtype)
-        dora.adapt(model, kind, 4, 8.0, 1)
-        cross_entropy(model.logits(model(tokens, starts, read)), torch.tensor([5, 6])).backward()
-        grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
-    assert grads[1].dtype == torch.float32
-    assert nn.functional.cosine_similarity(*grads, dim=0) > 0.99
+@pytest.mark.parametrize("changes", [dict(num_hidden_layers=3), dict(intermediate_size=40)])
+def test_an_adapter_of_another_model_does_not_fit(tmp_path, changes):
+    save_adapted(tmp_path)
+    with pytest.raises(ValueError, match="does not fit this model"):
+        dora.load_adapter(small(**changes).float(), tmp_path)
+
+
+def rewrite_config(folder, change):
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text())
+    change(config)
+    file.write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize("key", ["r", "lora_alpha"])
 def test_an_adapter_whose_config_lacks_a_number_is_one_line(tmp_path, key):
-    model = tinyrm.load(tinyrm.HERE / "nano")
-    dora.adapt(model, "dora", 2, 8.0, 3)
-    dora.save_adapter(model, tmp_path, "nano")
-    file = tmp_path / "adapter_config.json"
-    config = json.loads(file.read_text())
-    del config[key]
-    file.write_text(json.dumps(config))
+    save_adapted(tmp_path)
+    rewrite_config(tmp_path, lambda config: config.pop(key))
     with pytest.raises(ValueError, match=f"does not fit this model: '{key}'"):
-        dora.load_adapter(tinyrm.load(tinyrm.HERE / "nano"), tmp_path)
+        dora.load_adapter(small().float(), tmp_path)
 
 
-def test_the_benchmark_against_lora_gives_the_other_side_lora(tmp_path):
-    tinyrm.save(tinyrm.ModernBERT(tinyrm.Config.read(benchmark.config_of("tiny"))), tmp_path)
-    args = argparse.Namespace(base=tmp_path, size="tiny", adapter="dora", side="ours")
-    assert all(x.m is not None for x in dora.adapters(benchmark.begin(args)).values())
-    args.side = "lora"
-    assert all(x.m is None for x in dora.adapters(benchmark.begin(args)).values())
+@pytest.mark.parametrize("key, value", [
+    ("peft_type", "IA3"), ("bias", "all"), ("use_rslora", True), ("rank_pattern", {"Wi": 2}),
+])
+def test_an_adapter_that_is_computed_in_another_way_is_refused(tmp_path, key, value):
+    save_adapted(tmp_path)
+    rewrite_config(tmp_path, lambda config: config.update({key: value}))
+    with pytest.raises(ValueError, match="only plain LoRA and DoRA adapters are built here"):
+        dora.load_adapter(small().float(), tmp_path)
+
+
+# --- the script ------------------------------------------------------------------------------
+
+
+def test_the_script_shows_what_trains_at_each_setting(capsys):
+    dora.main()
+    out = capsys.readouterr().out
+    for adapter in dora.ADAPTERS:
+        assert out.count(f"--adapter {adapter:5}") == 2
+    everything = sum(p.numel() for p in tinyrm.load(ROOT / "nano").parameters())
+    assert f"--adapter full  --freeze 0   {everything:8,}" in out

@@ -1,26 +1,51 @@
-"""The README keeps its word: the map points at what exists, the tree and its counts are current.
+"""README and CONTRIBUTING keep their word: what they name exists.
 
     pytest tests/test_readme.py
 """
 
-import ast
+import dataclasses
 import importlib
 import re
 from pathlib import Path
 
+import benchmark
 import pytest
+import torch
+
+import train
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+OTHER_PEOPLES_FLAGS = {"--quiet", "--nproc-per-node"}  # pip's and torchrun's
+
+
+def table_under(heading, text):
+    """The rows of the table with this heading line, as lists of cells."""
+    body = text.split(heading)[1].split("\n\n")[0]
+    lines = body.splitlines()[2:]  # after the rest of the heading line, and the rule
+    return [line.strip("|").split("|") for line in lines]
 
 
 def test_every_function_of_the_map_exists():
-    rows = README.split("| paper | here | notebook |")[1].split("\n\n")[0].splitlines()[2:]
-    names = [name for row in rows for name in re.findall(r"`(\w+\.\w+)`", row.split("|")[2])]
+    names = []
+    for row in table_under("| paper | here | notebook |", README):
+        names += re.findall(r"`(\w+\.\w+)`", row[1])
+    names = [name for name in names if not name.endswith(".py")]
     assert len(names) > 10
     for name in names:
         module, _, attribute = name.partition(".")
         assert hasattr(importlib.import_module(module), attribute), name
+
+
+def test_every_file_of_the_map_and_of_the_tree_exists():
+    tree = README.split("## The files")[1].split("```")[1]
+    names = re.findall(r"^(\w+\.py|\w+/)", tree, re.M)
+    assert len(names) == 10
+    for row in table_under("| paper | here | notebook |", README):
+        names += re.findall(r"`([\w/]+\.py)`", row[1])
+    for name in names:
+        assert (ROOT / name).exists(), name
 
 
 def test_every_notebook_of_the_map_exists():
@@ -28,34 +53,20 @@ def test_every_notebook_of_the_map_exists():
         assert (ROOT / "notebooks" / f"{name}.ipynb").exists(), name
 
 
-def test_the_tree_counts_the_lines():
-    tree = dict(re.findall(r"^(\w+\.py) +(\d[\d,]*) lines", README, re.M))
-    assert set(tree) == {"tinyrm.py", "dora.py", "data.py", "train.py", "evaluate.py"}
-    for name, lines in tree.items():
-        assert int(lines.replace(",", "")) == len((ROOT / name).read_text().splitlines()), name
-    total, code = re.findall(r"(\d[\d,]*) in all", README), 0
-    assert [int(total[0].replace(",", ""))] == [sum(int(n.replace(",", "")) for n in tree.values())]
-    for name in tree:  # without blank lines, comments and docstrings
-        lines = (ROOT / name).read_text().splitlines()
-        for node in ast.walk(ast.parse("\n".join(lines))):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-                if ast.get_docstring(node):
-                    first, last = node.body[0].lineno - 1, node.body[0].end_lineno
-                    lines[first:last] = [""] * (last - first)
-        code += sum(bool(line.strip()) and line.strip()[0] != "#" for line in lines)
-    assert f"{code:,} of them are code" in README, code
+def test_every_test_file_is_named_with_its_promise():
+    named = set()
+    for row in table_under("| promise | tests |", CONTRIBUTING):
+        named |= set(re.findall(r"`(test_\w+\.py)`", row[1]))
+    assert named == {path.name for path in (ROOT / "tests").glob("test_*.py")}
 
 
-def test_the_bytes_of_a_token_are_those_that_train_counts():
-    import benchmark
-    import torch
-
+def test_the_bytes_of_a_token_are_those_that_are_counted():
     rows = re.findall(r"^\| (no|yes) +\| (\w+) +\| +[\d,]+ \| +([\d,]+) \|$", README, re.M)
     assert len(rows) == 4
-    for recomputed, kind, said in rows:
-        args = benchmark.argparse.Namespace(size="base", type=getattr(torch, kind))
+    for recomputed, dtype, printed in rows:
+        args = benchmark.argparse.Namespace(size="base", type=getattr(torch, dtype))
         side = "checkpoint" if recomputed == "yes" else "ours"
-        assert benchmark.counted(args, side) == int(said.replace(",", ""))
+        assert benchmark.counted(args, side) == int(printed.replace(",", ""))
 
 
 def test_two_commands_stand_in_the_readme():
@@ -63,16 +74,14 @@ def test_two_commands_stand_in_the_readme():
     assert len(re.findall(r"^pip install .*pytest$", README, re.M)) == 1  # what .ci/run calls
 
 
+def known_flags():
+    flags = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(train.Settings)}
+    for file in ("infra/flags.py", "evaluate.py", "experiments/run.py", "tests/benchmark.py"):
+        flags |= set(re.findall(r'"(--[a-z-]+)"', (ROOT / file).read_text(encoding="utf-8")))
+    return flags | OTHER_PEOPLES_FLAGS
+
+
 @pytest.mark.parametrize("flag", sorted(set(re.findall(r"`?(--[a-z][a-z-]+)", README))))
 def test_every_flag_that_is_named_exists(flag):
-    import evaluate
-    import train
+    assert flag in known_flags()
 
-    known = {"--quiet", "--nproc-per-node"}  # pip's, torchrun's
-    for file in (train.__file__, evaluate.__file__, ROOT / "experiments/run.py",
-                 ROOT / "tests/benchmark.py"):
-        known |= set(re.findall(r'"(--[a-z-]+)"', Path(file).read_text()))
-    import dataclasses
-
-    known |= {"--" + f.name.replace("_", "-") for f in dataclasses.fields(train.Settings)}
-    assert flag in known

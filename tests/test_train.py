@@ -1,16 +1,22 @@
-"""The loop: it learns, it resumes to the bit, it says what is wrong in one line.
+"""The loop: it learns, it resumes to the bit, it says what is wrong in one line. The loss, the
+schedule and one step have their numbers in test_loss.py.
 
-    pytest tests/test_train.py
+    python -m pytest tests/test_train.py
 """
 
+import fcntl
 import json
+import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,368 +24,708 @@ import torch
 from safetensors.torch import load_file
 
 import data
-import dora
+import evaluate
 import tinyrm
 import train
+from data import Pair, PromptFormat, load_tokenizer
+from infra import run_folder
+from infra.files import read_json, read_json_lines
+from infra.hub import ROOT
+from infra.pairs import load_pairs, split
 
-ROOT = Path(train.__file__).parent
-torch.set_num_threads(1)
+# of the processes that are started here as well: another number of threads rounds differently
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def command(*args):
-    return [sys.executable, str(ROOT / "train.py"), *map(str, args)]
+def run_script(*argv, **settings):
+    """python train.py ..., to its end."""
+    return subprocess.run([sys.executable, ROOT / "train.py", *argv], capture_output=True,
+                          text=True, timeout=300, **settings)
 
 
-def call(*args, cwd=None, env=None):
-    return subprocess.run(command(*args), capture_output=True, text=True, cwd=cwd, timeout=300,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})  # fmt: skip
+# Processes that are killed come from one that has imported what takes long.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch", "huggingface_hub.hf_api", "pyarrow.parquet"])
+
+
+def start(function, argv):
+    process = PROCESSES.Process(target=function, args=(argv,))
+    process.start()
+    return process
+
+
+def metrics_of(run):
+    return [line for _, line in read_json_lines(run / "metrics.jsonl")]
+
+
+def result_of(run):
+    return read_json(run / "run.json")["result"]
+
+
+def weights_of(run):
+    return load_file(run / "model" / "model.safetensors")
+
+
+def largest_difference(run, other):
+    ours, theirs = weights_of(run), weights_of(other)
+    assert ours.keys() == theirs.keys()
+    return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
+
+
+def write_pairs(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# --- settings and recipes --------------------------------------------------------------------
+
+
+def config_of(width, layers, vocabulary):
+    raw = read_json(ROOT / "nano/config.json")
+    raw.update(hidden_size=width, num_hidden_layers=layers, vocab_size=vocabulary)
+    return tinyrm.Config.from_json(raw)
+
+
+SIZES = pytest.mark.parametrize("size, config", [
+    ("large", config_of(1024, 28, 50_368)),
+    ("base", config_of(768, 22, 50_368)),
+    ("nano", config_of(128, 4, 2_000)),
+])
+
+
+@SIZES
+@pytest.mark.parametrize("domain", ["reasoning", "safety", "chat", "all"])
+def test_each_size_and_domain_has_its_recipe(size, config, domain):
+    assert train.recipe_for(config, domain) == (size, train.RECIPES[size][domain])
+
+
+@SIZES
+def test_a_domain_without_a_recipe_takes_its_sizes_recipe_for_all(size, config):
+    assert train.recipe_for(config, "kindness") == (size, train.RECIPES[size]["all"])
+
+
+def test_another_shape_freezes_its_lower_half():
+    recipe = train.recipe_for(config_of(384, 10, 50_368), "reasoning")
+    assert recipe.settings["freeze"] == 5 and recipe.settings["adapter"] == "dora"
+
+
+def settings_of(capsys, *argv):
+    """The settings of a run of nano, as --dry-run prints them: {name: text}."""
+    train.main([*argv, "--model", "nano", "--data", "nano", "--device", "cpu", "--dry-run"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("domain=")]
+    return dict(re.findall(r"(\w+)=(\S*)", line))
+
+
+def test_a_recipe_beats_the_default(capsys):
+    # rank 128 by default, 16 in nano's recipes
+    assert settings_of(capsys, "--domain", "safety")["rank"] == "16"
+
+
+def test_a_flag_beats_the_recipe_also_where_it_is_the_default(capsys):
+    settings = settings_of(capsys, "--domain", "safety", "--rank", "128", "--freeze", "0")
+    assert (settings["rank"], settings["freeze"]) == ("128", "0")
+
+
+def test_auto_without_cuda_is_nano_and_says_how_to_ask_for_the_papers_run(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    train.main(["--domain", "safety", "--dry-run"])
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert first_line.startswith("model nano, data nano, recipe nano (auto")
+    assert "the paper's run is --model large --data hub" in first_line
+
+
+def test_help_names_the_flags(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for name in ("--domain", "--model", "--adapter", "--freeze", "--resume", "--dry-run"):
+        assert name in out
+
+
+# --- batches ---------------------------------------------------------------------------------
+
+NUMBERED = [Pair(str(i), "a", "b") for i in range(10)]
+
+
+def test_each_epoch_sees_each_pair_once_in_an_order_of_its_own():
+    seen = []
+    for pairs in train.step_pairs(NUMBERED, 4, range(5), seed=17):  # twice through ten pairs
+        seen += pairs
+    assert sorted(seen[:10]) == sorted(seen[10:]) == NUMBERED
+    assert seen[:10] != seen[10:]
+
+
+def test_the_pairs_of_a_step_follow_from_its_number():
+    steps = list(train.step_pairs(NUMBERED, 4, range(9), seed=17))
+    assert list(train.step_pairs(NUMBERED, 4, range(6, 9), seed=17)) == steps[6:]
+
+
+def test_the_two_rows_of_a_pair_stand_next_to_each_other(tiny):
+    prompt_format = PromptFormat(load_tokenizer(tiny))
+    pairs = [Pair("p" * i, "one", "two") for i in range(6)]
+    # 100 tokens are one pair or two
+    batches = train.make_batches(pairs, prompt_format, 100, torch.device("cpu")).batches
+    assert len(batches) > 1
+    for batch in batches:
+        assert batch.labels.tolist() == [0, 1] * (len(batch.labels) // 2)
+        lengths = batch.starts.diff()
+        assert lengths[0::2].tolist() == lengths[1::2].tolist()
+
+
+def test_what_was_dropped_or_cut_is_counted_by_reason(tiny):
+    prompt_format = PromptFormat(load_tokenizer(tiny), max_length=100)
+    pairs = [Pair("p", "one", "one"), Pair("p", "one", "two"), Pair("q" * 300, "one", "two")]
+    made = train.make_batches(pairs, prompt_format, 4096, torch.device("cpu"))
+    assert sum(len(batch.labels) for batch in made.batches) == 4  # rows of two pairs
+    assert made.dropped == Counter({"identical responses": 1, "rows cut to max_length": 2})
+
+
+# --- a run -----------------------------------------------------------------------------------
+
+
+def test_a_run_overfits_eight_pairs(flags, pairs_file, tmp_path):
+    lines = pairs_file.read_text().splitlines()
+    few = tmp_path / "few.jsonl"
+    few.write_text("\n".join(lines[0:40:5] + lines[-1:]) + "\n")  # the last is held out
+    train.main(flags(data=few, held_out=1, batch_size=16, adapter="full", freeze=0, lr=3e-3,
+                     max_steps=60, epochs=99))
+    last = metrics_of(tmp_path / "run")[-1]
+    assert last["accuracy"] == 1 and last["loss"] < 0.1
+
+
+WITH_ADAPTER = [
+    {},
+    {"head": "cls"},
+    {"context": "single"},
+    {"context": "single", "head": "cls"},
+    {"template": "choice"},
+    {"adapter": "lora"},
+    {"dtype": "bf16"},
+]
+
+
+def probabilities_of(folder, pairs, **settings):
+    """P(chosen is better) of each pair, by the judge."""
+    judge = evaluate.RewardModel.load(folder, device="cpu", **settings)
+    return judge.compare([pair.prompt for pair in pairs], [pair.chosen for pair in pairs],
+                         [pair.rejected for pair in pairs])
+
+
+@pytest.mark.parametrize("changes", [*WITH_ADAPTER, {"adapter": "full"}], ids=str)
+def test_every_kind_of_run_is_judged_as_the_judge_does(flags, pairs_file, tmp_path, changes):
+    train.main(flags(**changes))
+    result = result_of(tmp_path / "run")
+    pairs = load_pairs([pairs_file])
+    held_out = [pairs[i] for i in split(pairs, 8, seed=17).held_out]
+    assert result["n"] == len(held_out) == 8
+
+    probabilities = probabilities_of(tmp_path / "run", held_out)
+    right = sum((p > 0.5) + 0.5 * (p == 0.5) for p in probabilities)
+    # a run in bf16 is judged in float32 here
+    slack = 0.3 if changes.get("dtype") == "bf16" else 0
+    assert right / 8 == pytest.approx(result["accuracy_after"], abs=slack)
+
+
+@pytest.mark.parametrize("changes", WITH_ADAPTER, ids=str)
+def test_the_adapter_on_its_base_is_the_merged_model(flags, pairs_file, tmp_path, changes):
+    train.main(flags(**changes))
+    pairs = load_pairs([pairs_file])[:8]
+    merged = probabilities_of(tmp_path / "run/model", pairs, dtype="fp32")
+    adapted = probabilities_of(tmp_path / "run/adapter", pairs, dtype="fp32")
+    assert adapted == pytest.approx(merged, abs=1e-5)
+
+
+def test_full_fine_tuning_leaves_no_adapter(flags, tmp_path):
+    train.main(flags(adapter="full"))
+    assert (tmp_path / "run/model").is_dir() and not (tmp_path / "run/adapter").exists()
 
 
 @pytest.fixture
-def base(tiny, pairs_file, tmp_path):
-    """The flags of a short run on the tiny model, into tmp_path/run."""
-    return ["--domain", "reasoning", "--model", tiny, "--data", pairs_file, "--batch-size", 8,
-            "--max-steps", 6, "--held-out", 8, "--rank", 2, "--freeze", 1, "--lr", 1e-2,
-            "--device", "cpu", "--out", tmp_path / "run"]  # fmt: skip
+def finished(flags, tmp_path):
+    """The folder of a run that went to its end."""
+    train.main(flags())
+    return tmp_path / "run"
 
 
-def weights(folder):
-    return load_file(Path(folder) / "model" / "model.safetensors")
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def test_overfits_eight_pairs(tiny, pairs_file, tmp_path):
-    lines = pairs_file.read_text().splitlines()[::5][:8]
-    few = tmp_path / "few.jsonl"
-    few.write_text("\n".join(lines) + "\n" + pairs_file.read_text().splitlines()[-1] + "\n")
-    train.main([*map(str, ["--domain", "reasoning", "--model", tiny, "--data", few, "--held-out", 1,
-                           "--batch-size", 16, "--adapter", "full", "--lr", 3e-3, "--max-steps", 80,
-                           "--epochs", 99, "--freeze", 0, "--out", tmp_path / "run"])])  # fmt: skip
-    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
-    assert last["accuracy"] == 1.0 and last["loss"] < 0.1
-
-
-@pytest.mark.parametrize("more", [
-    [], ["--head", "cls"], ["--context", "single"], ["--context", "single", "--head", "cls"],
-    ["--template", "choice"], ["--adapter", "lora"], ["--adapter", "full"], ["--dtype", "bf16"],
-])  # fmt: skip
-def test_every_kind_of_run_is_judged_and_saved(base, tmp_path, more, capsys):
-    train.main([*map(str, [*base, *more])])
+def test_a_run_says_what_came_out(flags, capsys):
+    train.main(flags())
     out = capsys.readouterr().out
     assert "held-out accuracy" in out and "sdpa in blocks (no CUDA)" in out
-    run = json.loads((tmp_path / "run/run.json").read_text())
-    assert set(run["result"]) == {"accuracy_before", "accuracy_after", "n", "seconds"}
-    assert run["result"]["n"] == 8 and 0 <= run["result"]["accuracy_after"] <= 1
-    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    import evaluate
-
-    pairs = data.Pairs(run["settings"]["data"], "reasoning")
-    _, held = data.split(pairs, 8, 17)
-    rm = evaluate.RewardModel.load(tmp_path / "run", device="cpu", dtype="fp32")
-    p = rm.compare(*map(list, zip(*[pairs[i][:3] for i in held], strict=True)))
-    got = sum((x > 0.5) + 0.5 * (x == 0.5) for x in p) / len(p)
-    slack = 0.3 if "bf16" in more else 0  # judged in float32 here
-    assert got == pytest.approx(run["result"]["accuracy_after"], abs=slack)
-    if "full" not in more:  # the adapter on its base is the merged model
-        other = evaluate.RewardModel.load(tmp_path / "run/adapter", device="cpu", dtype="fp32")
-        q = other.compare(*map(list, zip(*[pairs[i][:3] for i in held], strict=True)))
-        assert p == pytest.approx(q, abs=1e-5)
+    assert "judge with: python evaluate.py" in out
 
 
-def test_the_saved_model_opens_in_transformers_and_the_adapter_in_peft(base, tiny, tmp_path):
+def test_a_run_leaves_its_results(finished):
+    result = result_of(finished)
+    assert set(result) == {"accuracy_before", "loss_before", "accuracy_after", "loss_after", "n",
+                           "seconds"}
+    assert 0 <= result["accuracy_after"] <= 1
+    assert result["loss_after"] < result["loss_before"]
+
+
+def test_a_run_leaves_a_line_for_each_step(finished):
+    lines = metrics_of(finished)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "accuracy", "gradient_norm", "rows", "tokens", "lr", "seconds",
+            "peak_bytes"} <= lines[0].keys()
+    # one step of warm-up, then in four steps of 5 down to 2 % of the peak of 0.01
+    assert [line["lr"] for line in lines] == pytest.approx(
+        [1e-2 * share for share in (1, 1, 1 - 0.98 / 4, 1 - 0.98 / 2, 1 - 0.98 * 3 / 4, 0.02)])
+
+
+def test_held_out_pairs_are_judged_at_each_quarter(finished):
+    lines = metrics_of(finished)
+    checked = [line["step"] for line in lines if "held_out" in line]
+    assert checked == [2, 3, 4]  # 6/4, 6/2 and 18/4, rounded; the end is in the result
+
+
+def test_a_run_leaves_what_it_depended_on(finished, pairs_file, tiny):
+    record = read_json(finished / "run.json")
+    assert record["settings"]["data"] == [str(pairs_file)]
+    assert record["settings"]["rank"] == 2
+    assert record["revisions"] == {"model": str(tiny)}
+    assert record["versions"]["torch"] == torch.__version__
+    assert (record["steps"], record["train_pairs"]) == (6, 40)
+
+
+def test_the_format_that_a_model_was_trained_with_lies_beside_it(finished):
+    expected = {"template": "option", "context": "pair", "head": "cloze", "domain": "reasoning",
+                "max_length": 512}  # nano's recipe
+    assert read_json(finished / "model/tinyrm.json") == expected
+    assert read_json(finished / "adapter/tinyrm.json") == expected
+
+
+def rows_and_logits(run, pairs_file):
+    """The two rows of a pair, and the logits at [MASK] of the stored model: (2, V)."""
+    prompt_format = PromptFormat(load_tokenizer(run / "model"), domain="reasoning")
+    rows_of_pairs, _ = prompt_format.rows(load_pairs([pairs_file])[:1])
+    model = tinyrm.load(run / "model")
+    batch = data.pack(rows_of_pairs[0])
+    return rows_of_pairs[0], model.logits(model(batch.tokens, batch.starts, batch.read_at))
+
+
+def assert_equal_logits(peer, rows, ours):
+    for row, expected in zip(rows, ours, strict=True):
+        logits = peer(input_ids=torch.tensor([row.tokens])).logits[0, row.read_at]
+        assert (logits - expected).abs().max() < 1e-4
+
+
+def test_the_model_opens_in_transformers(finished, pairs_file):
+    from transformers import AutoModelForMaskedLM
+
+    peer = AutoModelForMaskedLM.from_pretrained(finished / "model").eval()
+    assert_equal_logits(peer, *rows_and_logits(finished, pairs_file))
+
+
+def test_the_adapter_opens_in_peft(finished, pairs_file, tiny):
     import peft
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers import AutoModelForMaskedLM
 
-    train.main([*map(str, base)])
-    run = tmp_path / "run"
-    pair = data.Pairs([base[5]], "reasoning")[0]
-    fmt = data.Format(data.load_tokenizer(run / "model"), domain="reasoning")
-    rows = data.cloze_rows([pair], fmt)[0][0]
-    ours = tinyrm.load(run / "model")
-    batch = data.pack(rows)
-    want = ours.logits(ours(batch.tokens, batch.starts, batch.read))
-    merged = AutoModelForMaskedLM.from_pretrained(run / "model").eval()
-    base_model = AutoModelForMaskedLM.from_pretrained(tiny)
-    adapted = peft.PeftModel.from_pretrained(base_model, run / "adapter").eval()
-    for peer in (merged, adapted):
-        for row, expected in zip(rows, want, strict=True):
-            logits = peer(input_ids=torch.tensor([row.tokens])).logits[0, row.read]
-            assert (logits - expected).abs().max() < 1e-4
-    tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    assert tokenizer("Option A:")["input_ids"] != []
-    assert "pipeline_tag: fill-mask" in (run / "model/README.md").read_text()
+    base = AutoModelForMaskedLM.from_pretrained(tiny)
+    peer = peft.PeftModel.from_pretrained(base, finished / "adapter").eval()
+    assert_equal_logits(peer, *rows_and_logits(finished, pairs_file))
 
 
-@pytest.mark.parametrize("more", [[], ["--head", "cls"], ["--context", "single"],
-                                  ["--template", "choice"], ["--adapter", "full"]])  # fmt: skip
-def test_a_decoder_trains_is_judged_and_opens_in_transformers_and_peft(base, tiny_causal, tmp_path,
-                                                                       more):
-    import peft
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+def test_the_tokenizer_opens_in_transformers(finished):
+    from transformers import AutoTokenizer
 
-    import evaluate
-
-    base[base.index("--model") + 1] = tiny_causal
-    train.main([*map(str, [*base, *more])])
-    run, pairs = tmp_path / "run", data.Pairs([base[5]], "reasoning")
-    rm = evaluate.RewardModel.load(run, device="cpu")
-    assert rm.fmt.causal
-    (rows,), _ = data.cloze_rows([pairs[0]], rm.fmt)
-    mask = rm.fmt.tokenizer.token_to_id("[MASK]")
-    assert all(mask not in row.tokens and row.read == len(row.tokens) - 1 for row in rows)
-    batch = data.pack(rows)
-    with torch.inference_mode():
-        want = rm.model.logits(rm.model(batch.tokens, batch.starts, batch.read))
-    cls = AutoModelForSequenceClassification if "cls" in more else AutoModelForCausalLM
-    peers = [cls.from_pretrained(run / "model").eval()]
-    assert cls.__name__ in (run / "model/README.md").read_text()
-    if not {"full", "cls"} & {*more}:  # a classifier's: see dora.save_adapter
-        peers.append(peft.PeftModel.from_pretrained(cls.from_pretrained(tiny_causal),
-                                                    run / "adapter").eval())  # fmt: skip
-    for peer in peers:
-        for row, expected in zip(rows, want, strict=True):
-            logits = peer(input_ids=torch.tensor([row.tokens])).logits[0]
-            logits = logits if "cls" in more else logits[-1]
-            assert (logits - expected).abs().max() < 1e-4
+    ours = load_tokenizer(finished / "model").library.encode("Option A:").ids
+    assert AutoTokenizer.from_pretrained(finished / "model")("Option A:")["input_ids"] == ours
 
 
-def test_the_same_seed_gives_the_same_weights_and_micro_batches_do_not_matter(base, tmp_path):
-    runs = []
-    for name, more in (("a", []), ("b", []), ("c", ["--micro-tokens", 60]), ("d", ["--seed", 3])):
-        train.main([*map(str, [*base[:-1], tmp_path / name, *more])])
-        runs.append(weights(tmp_path / name))
-    assert same(runs[0], runs[1]) and not same(runs[0], runs[3])
-    for name, value in runs[0].items():  # Adam makes much of a last bit where a gradient is ~0
-        assert (value - runs[2][name]).abs().max() < 1e-4, name
+def test_the_card_says_how_a_model_was_trained(finished):
+    card = (finished / "model/README.md").read_text()
+    assert "pipeline_tag: fill-mask" in card
+    assert "labels ` A` and ` B`" in card
 
 
-def test_recomputed_layers_give_the_same_gradients(tiny, pairs_file):
-    pairs = data.Pairs([pairs_file])
-    fmt = data.Format(data.load_tokenizer(tiny))
-    rows, _ = data.cloze_rows([pairs[i] for i in range(6)], fmt)
-    batch = data.pack([row for two in rows for row in two])
-    grads = []
-    for again in (False, True):
-        model = tinyrm.load(tiny)
-        dora.adapt(model, "dora", 2, 8.0, 1)
-        model.checkpoint = again
-        train.losses(model, fmt, batch)[0].backward()
-        grads.append([p.grad for p in model.parameters() if p.requires_grad])
-    torch.testing.assert_close(*grads)
+def test_a_run_without_held_out_pairs_says_so(flags, tmp_path, capsys):
+    train.main(flags(held_out=0))
+    assert "no held-out pairs" in capsys.readouterr().out
+    result = result_of(tmp_path / "run")
+    assert result["n"] == 0 and result["accuracy_after"] is None
 
 
-def test_a_run_that_was_killed_resumes_to_the_same_bits(base, tmp_path):
-    """kill -9 at up to ten random moments of a run that saves after every step: within 25 steps of
+def test_prompts_beyond_the_limit_are_cut_and_counted(flags, pairs_file, tmp_path):
+    rows = [row for _, row in read_json_lines(pairs_file)]
+    for row in rows[:5]:
+        row["prompt"] = "one " * 900 + row["prompt"]
+    long = write_pairs(tmp_path / "long.jsonl", *rows)
+    train.main(flags(data=long, max_length=100, held_out=0, epochs=1, max_steps=None))
+    # each of the five pairs in both orders, once in an epoch of 48 pairs
+    assert read_json(tmp_path / "run/run.json")["dropped"] == {"rows cut to max_length": 10}
+
+
+# --- the same run again ----------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_weights(flags, finished, tmp_path):
+    train.main(flags(out=tmp_path / "again"))
+    assert largest_difference(finished, tmp_path / "again") == 0
+
+
+def test_another_seed_gives_other_weights(flags, finished, tmp_path):
+    train.main(flags(out=tmp_path / "other", seed=3))
+    assert largest_difference(finished, tmp_path / "other") > 1e-3
+
+
+@pytest.mark.parametrize("changes", [{"micro_tokens": 60}, {"checkpoint_layers": True}], ids=str)
+def test_what_changes_memory_does_not_change_the_weights(flags, finished, tmp_path, changes):
+    train.main(flags(out=tmp_path / "other", **changes))
+    # Adam makes much of a last bit where a gradient is about 0
+    assert largest_difference(finished, tmp_path / "other") < 1e-4
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_two_processes_give_the_weights_of_one(flags, finished, tmp_path):
+    argv = flags(out=tmp_path / "two")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+                "--master-port", str(free_port()), ROOT / "train.py", *argv]
+    ended = subprocess.run(torchrun, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+
+    assert largest_difference(finished, tmp_path / "two") < 1e-6
+    one, two = result_of(finished), result_of(tmp_path / "two")
+    assert one["accuracy_after"] == two["accuracy_after"] and one["n"] == two["n"]
+    # a run that was begun on two can go on on one: their number is not stored
+    assert "processes" not in read_json(tmp_path / "two/run.json")["settings"]
+
+
+# --- killed and resumed ----------------------------------------------------------------------
+
+
+def is_finished(run):
+    """Also if it was killed between its last word and its exit."""
+    return (run / "run.json").exists() and "accuracy_after" in result_of(run)
+
+
+def steps_of(run):
+    metrics = run / "metrics.jsonl"
+    if not metrics.exists():
+        return 0
+    return metrics.read_bytes().count(b"\n")
+
+
+def test_a_run_that_is_killed_again_and_again_resumes_to_the_same_bits(flags, tmp_path):
+    """kill -9 at up to five random moments of a run that saves after every step: within 12 steps of
     each start, so that a fast machine does not get to the end before the second one."""
-    flags = [*base, "--save-minutes", 0, "--max-steps", 150, "--epochs", 99]
-    assert call(*flags, "--out", tmp_path / "whole").returncode == 0  # the last --out counts
-    kills, rng, go, run = 0, random.Random(0), flags, tmp_path / "run/run.json"
-    metrics = run.with_name("metrics.jsonl")
+    changes = {"save_minutes": 0, "max_steps": 60, "epochs": 99}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train.main(flags(out=whole, **changes))
 
-    def steps():
-        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-
-    def finished():  # also if killed between its last line and its exit
-        return run.exists() and "accuracy_after" in json.loads(run.read_text()).get("result", {})
-
-    while kills < 10 and not finished():
-        process = subprocess.Popen(command(*go), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-        enough = steps() + rng.randrange(25)
-        while not (run.exists() and steps() >= enough) and process.poll() is None:
+    rng, kills, argv = random.Random(0), 0, flags(**changes)
+    while kills < 5 and not is_finished(run):
+        process = start(train.main, argv)
+        enough = steps_of(run) + rng.randrange(12)
+        while process.is_alive() and not ((run / "run.json").exists() and steps_of(run) >= enough):
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() != 0
-        go = ["--resume", tmp_path / "run"]
-    if not finished():
-        done = call("--resume", tmp_path / "run")
-        assert done.returncode == 0, done.stderr
+        process.kill()
+        process.join()
+        kills += process.exitcode != 0
+        argv = ["--resume", str(run)]
+    if not is_finished(run):
+        train.main(["--resume", str(run)])
+
     assert kills >= 2
-    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
-    files = [tmp_path / f"{name}/metrics.jsonl" for name in ("run", "whole")]
-    losses = [[json.loads(line)["loss"] for line in open(file)] for file in files]
-    assert losses[0] == losses[1]
+    assert largest_difference(run, whole) == 0
+    losses, losses_of_whole = [], []
+    for line, line_of_whole in zip(metrics_of(run), metrics_of(whole), strict=True):
+        losses.append(line["loss"])
+        losses_of_whole.append(line_of_whole["loss"])
+    assert losses == losses_of_whole
 
 
-def test_sigterm_saves_and_says_how_to_go_on(base, tmp_path):
-    process = subprocess.Popen(command(*base, "--max-steps", 500, "--epochs", 999),
-                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+def train_until_first_judged(argv):
+    """A run that is killed while it judges for the first time."""
+    train.held_out = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    train.main(argv)
+
+
+def test_a_run_that_is_killed_before_its_first_step_resumes(flags, finished, tmp_path):
+    run = tmp_path / "early"
+    process = start(train_until_first_judged, flags(out=run))
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert (run / "run.json").exists() and not (run / "metrics.jsonl").exists()
+
+    train.main(["--resume", str(run)])
+    assert largest_difference(run, finished) == 0
+    assert result_of(run)["accuracy_before"] == result_of(finished)["accuracy_before"]
+
+
+def test_sigterm_saves_and_says_how_to_go_on(flags, tmp_path):
+    argv = flags(max_steps=500, epochs=999)
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *argv], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("step"):
             break
     process.send_signal(signal.SIGTERM)
-    rest = process.stdout.read()
-    assert process.wait() == 128 + signal.SIGTERM
-    assert f"python train.py --resume {tmp_path / 'run'}" in rest
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert f"stopped; go on with: python train.py --resume {tmp_path / 'run'}" in rest
     assert list((tmp_path / "run/state").glob("step-*.safetensors"))
 
 
-def test_a_state_cut_in_half_is_never_seen(base, tmp_path, monkeypatch):
-    train.main([*map(str, base)])
-    state = tmp_path / "run/state"
-    before = sorted(state.rglob("*"))
-
-    def broken(tensors, path, metadata=None):
+def test_a_state_that_could_not_be_written_leaves_the_one_before(flags, finished, monkeypatch):
+    def write_half(tensors, path):
         Path(path).write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", broken)
-    model = tinyrm.load(base[3])
+    before = {file: file.read_bytes() for file in (finished / "state").iterdir()}
+    monkeypatch.setattr(run_folder, "save_file", write_half)
+    model = tinyrm.load(finished / "model")
+    optimizer = torch.optim.AdamW(model.parameters())
+    run = run_folder.RunFolder(finished, {}, model, optimizer)
     with pytest.raises(OSError):
-        train.save_state(tmp_path / "run", 99, model, torch.optim.AdamW(model.parameters()))
-    left = [p for p in sorted(state.rglob("*")) if ".tmp" not in str(p)]
-    assert left == before
+        run.save(99)
+    assert {file: file.read_bytes() for file in (finished / "state").iterdir()} == before
 
 
-def test_a_state_of_an_earlier_version_is_not_taken_for_none(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.Run, "finish", lambda self: self.save(6))  # as if killed before it
-    train.main([*map(str, base)])
-    (state,) = (tmp_path / "run/state").iterdir()
-    state.unlink()
-    state.with_suffix("").mkdir()
-    with pytest.raises(ValueError, match="step-000006 is of an earlier version"):
-        train.main(["--resume", str(tmp_path / "run")])
+def test_a_disk_that_is_full_is_one_line_that_says_how_to_go_on(flags, tmp_path, monkeypatch):
+    def fail(tensors, path):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(run_folder, "save_file", fail)
+    resume = f"python train.py --resume {tmp_path / 'run'}"
+    with pytest.raises(ValueError, match=f"No space left .* make room and go on with: {resume}"):
+        train.main(flags())
 
 
-def test_schedule_by_hand():
-    # 100 steps: 6 of warm-up, the peak at step 6 (counted from 0), 2 % at the last
-
-    assert train.schedule(0, 100) == pytest.approx(1 / 6)
-    assert train.schedule(5, 100) == 1.0 and train.schedule(6, 100) == 1.0
-    assert train.schedule(99, 100) == pytest.approx(0.02)
-    assert train.schedule(0, 1) == 1.0
-
-
-def test_each_epoch_sees_each_pair_once():
-    s = train.Settings(domain="chat", batch_size=8)
-    seen = [i for step in range(5) for i in train.step_indices(s, list(range(100, 110)), step)]
-    assert sorted(seen[:10]) == sorted(seen[10:20]) == list(range(100, 110))
-    assert seen[:10] != seen[10:20]
+@pytest.fixture
+def unfinished(flags, tmp_path, monkeypatch):
+    """The folder of a run that was killed before it could store its model."""
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.RunFolder, "finish", lambda *_: None)
+        train.main(flags())
+    return tmp_path / "run"
 
 
-BAD = [
-    (["--domain", "cooking"], "domain"),
-    ([], "--domain is missing"),
-    (["--domain", "chat", "--model", "/no/such"], "/no/such: no such folder"),
-    (["--domain", "chat", "--data", "none.jsonl"], "none.jsonl"),
-    (["--domain", "chat", "--data", "hub:foo"], "--data hub:foo: give nano, hub, hub:author or"),
-    (["--domain", "chat", "--data", "hub", "x.jsonl"], "--data hub x.jsonl: give nano, hub,"),
-    (["--domain", "chat", "--data", "x.jsonl", "nano"], "--data x.jsonl nano: give nano, hub,"),
-    (["--domain", "chat", "--data", "hub", "hub:author"], "--data hub hub:author: give nano,"),
-    (["--domain", "chat", "--revision", "c0ffee"], "--revision c0ffee: --model"),
-    (["--domain", "chat", "--revision", "a/b=c0ffee"], "--revision a/b=c0ffee: give COMMIT for"),
-    (["--domain", "chat", "--data", "hub", "--revision", "a/b=c"], "here Skywork/Skywork-Reward"),
-    (["--domain", "chat", "--revision", "openai/webgpt_comparisons=c"], "in use, here none"),
-    *((["--domain", "chat", "--data", "hub", "--revision", *bad], f"{' '.join(bad)}: give COMMIT")
-      for bad in (["openai/webgpt_comparisons="], ["=c"], ["a", "b"], [""])),
-    (["--domain", "chat", "--lr", "0"], "--lr 0.0"),
-    (["--domain", "chat", "--batch-size", "7"], "--batch-size 7"),
-    (["--domain", "reasoning", "--freeze", "77"], "--freeze 77"),
-    (["--domain", "chat", "--device", "tpu"], "--device tpu"),
-    (["--domain", "chat", "--max", "3"], "--max"),
-    (["--resume", "nowhere"], "--resume nowhere"),
-    (["--resume", "nowhere", "--lr", "1"], "leave out --lr"),
-    (["--domain", "chat", "--out", "."], "--out . is already there"),
-    (["--domain", "chat", "--template", "choice", "--context", "single"], "choice"),
-]
+def change_record(run, **changes):
+    """Write run.json anew; None takes a key away."""
+    record = read_json(run / "run.json")
+    for key, value in changes.items():
+        if value is None:
+            del record[key]
+        else:
+            record[key] = value
+    (run / "run.json").write_text(json.dumps(record))
 
 
-@pytest.mark.parametrize("args, said", BAD)
-def test_bad_input_is_one_line_and_exit_code_two(args, said, tiny, pairs_file, tmp_path,
-                                                 capsys, monkeypatch):  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    if args and "--resume" not in args:
-        args = [*args, *(["--model", str(tiny)] if "--model" not in args else [])]
-        args = [*args, *(["--data", str(pairs_file)] if "--data" not in args else [])]
+def message_of(argv):
+    """The one line with which a command ends."""
+    with pytest.raises(ValueError) as error:
+        train.main(argv)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_run_that_was_killed_while_it_stored_its_model_resumes(unfinished):
+    train.main(["--resume", str(unfinished)])
+    assert is_finished(unfinished) and (unfinished / "model").is_dir()
+    assert len(metrics_of(unfinished)) == 6
+
+
+def test_a_run_of_the_first_edition_is_refused_with_the_commit_that_can_resume_it(unfinished):
+    change_record(unfinished, format=None)  # which its run.json did not have
+    message = message_of(["--resume", str(unfinished)])
+    assert message.startswith(f"--resume {unfinished}: begun by an earlier version")
+    assert "`git checkout 4a59190`" in message
+
+
+@pytest.mark.parametrize("edition", [{}, {"format": None}], ids=["this", "first"])
+def test_a_finished_run_says_so(finished, edition):
+    change_record(finished, **edition)
+    message = message_of(["--resume", str(finished)])
+    assert message == (f"--resume {finished}: this run is finished; judge it with evaluate.py")
+
+
+def test_a_run_whose_pairs_have_changed_is_refused(unfinished, pairs_file, tmp_path):
+    rows = [row for _, row in read_json_lines(pairs_file)]
+    rows[3]["chosen"], rows[3]["rejected"] = rows[3]["rejected"], rows[3]["chosen"]
+    settings = read_json(unfinished / "run.json")["settings"]
+    settings["data"] = [str(write_pairs(tmp_path / "changed.jsonl", *rows))]
+    change_record(unfinished, settings=settings)
+    assert "its pairs changed since then" in message_of(["--resume", str(unfinished)])
+
+
+def test_a_run_whose_model_has_changed_is_refused(flags, tiny, tmp_path, unfinished):
+    model = tinyrm.load(tiny)
+    with torch.no_grad():
+        model.head.dense.weight.mul_(2)
+    tinyrm.save(model, tmp_path / "changed")
+    shutil.copy(tiny / "tokenizer.json", tmp_path / "changed")
+    settings = read_json(unfinished / "run.json")["settings"]
+    settings["model"] = str(tmp_path / "changed")
+    change_record(unfinished, settings=settings)
+    message = message_of(["--resume", str(unfinished)])
+    assert "its model's weights or config.json changed since then" in message
+
+
+def test_a_run_that_another_process_is_at_work_on_is_refused(unfinished):
+    with open(unfinished / "lock", "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "is at work on it" in message_of(["--resume", str(unfinished)])
+    train.main(["--resume", str(unfinished)])
+
+
+def test_a_run_that_ended_with_an_error_can_be_resumed_by_the_same_process(flags, tmp_path,
+                                                                           monkeypatch):
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "save_file", fail)
+        with pytest.raises(ValueError) as error:  # which keeps all that the run held, as a notebook
+            train.main(flags())
+    train.main(["--resume", str(tmp_path / "run")])
+    assert is_finished(tmp_path / "run") and error
+
+
+def test_a_damaged_state_is_passed_over_for_the_one_before(unfinished, capsys):
+    (unfinished / "state/step-000009.safetensors").write_bytes(b"half")
+    train.main(["--resume", str(unfinished)])
+    out = capsys.readouterr().out
+    assert "step-000009.safetensors is damaged" in out and "going on after step 6" in out
+
+
+def test_a_run_of_which_no_state_can_be_read_is_refused(unfinished):
+    (state,) = (unfinished / "state").iterdir()
+    state.write_bytes(b"half")
+    assert "no state in it can be read" in message_of(["--resume", str(unfinished)])
+
+
+def test_the_state_of_another_model_is_refused(unfinished):
+    settings = read_json(unfinished / "run.json")["settings"]
+    settings["freeze"] = 2
+    change_record(unfinished, settings=settings)
+    assert "is the state of another model" in message_of(["--resume", str(unfinished)])
+
+
+def test_another_device_may_be_given_to_a_run_that_goes_on(unfinished):
+    train.main(["--resume", str(unfinished), "--device", "cpu"])
+    assert is_finished(unfinished)
+
+
+# --- what is wrong, in one line --------------------------------------------------------------
+
+
+def refused(argv, capsys):
+    """The last line that a command prints when it is refused."""
     try:
-        train.main(args)
-        raise AssertionError("it went through")
-    except SystemExit as stop:  # argparse has printed its own line
+        train.main([str(word) for word in argv])
+    except SystemExit as stop:  # of argparse, which has printed its own line
         assert stop.code == 2
-        error = capsys.readouterr().err.strip().splitlines()[-1]
-    except ValueError as e:
-        error = str(e)
-        assert "\n" not in error
-    assert said in error
+        return capsys.readouterr().err.strip().splitlines()[-1]
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return str(error)
+    raise AssertionError("it went through")
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"domain": "cooking"}, "invalid choice: 'cooking' (choose from 'reasoning',"),
+    ({"domain": None}, "--domain is missing: give reasoning, safety, chat or all"),
+    ({"model": "/no/such"}, "/no/such: no such folder"),
+    ({"data": "none.jsonl"}, "none.jsonl: No such file"),
+    ({"data": "hub:foo"}, "--data hub:foo: give nano, hub, hub:author or files"),
+    ({"data": ["hub", "x.jsonl"]}, "--data hub x.jsonl: give nano, hub,"),
+    ({"data": ["x.jsonl", "nano"]}, "--data x.jsonl nano: give nano, hub,"),
+    ({"data": ["hub", "hub:author"]}, "--data hub hub:author: give nano,"),
+    ({"revision": "c0ffee"}, "--revision c0ffee: --model"),
+    ({"revision": "a/b=c0ffee"}, "--revision a/b=c0ffee: give COMMIT for"),
+    ({"revision": "openai/webgpt_comparisons=c"}, "in use, here none"),
+    ({"revision": "a/b=c", "data": "hub"}, "in use, here Skywork/Skywork-Reward"),
+    ({"revision": "openai/webgpt_comparisons=", "data": "hub"}, "comparisons=: give COMMIT"),
+    ({"revision": "=c", "data": "hub"}, "=c: give COMMIT"),
+    ({"revision": ["a", "b"], "data": "hub"}, "a b: give COMMIT"),
+    ({"lr": 0}, "--lr 0.0: give more than 0"),
+    ({"lr": "nan"}, "--lr nan"),
+    ({"batch_size": 7}, "--batch-size 7: rows come in pairs"),
+    ({"freeze": 77}, "--freeze 77: this model has 3 layers"),
+    ({"freeze": -1}, "--freeze -1: give 0 or more"),
+    ({"rank": 0}, "--rank 0: give 1 or more"),
+    ({"device": "tpu"}, "--device tpu: give auto, cpu or cuda"),
+    ({"dtype": "fp64"}, "--dtype fp64: give auto, fp32 or bf16"),
+    ({"max": 3}, "unrecognized arguments: --max 3"),
+    ({"out": "."}, "--out . is already there: give another, or --resume ."),
+    ({"template": "choice", "context": "single"}, "no template choice for context single"),
+    ({"held_out": 999}, "leaves nothing to train on"),
+    ({"resume": "nowhere"}, "leave out --domain, --model,"),
+    ({"max_length": 16}, "--max-length 16: the template alone needs"),
+    ({"max_length": 9000}, "ends at 8192 tokens"),
+], ids=str)
+def test_bad_input_is_one_line_and_leaves_nothing(flags, tmp_path, capsys, monkeypatch, changes,
+                                                  message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(flags(**changes), capsys)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_prompt_that_cannot_fit_is_an_error_before_the_run_begins(base, tmp_path):
-    long = tmp_path / "long.jsonl"
-    row = {"prompt": "one " * 90, "chosen": "a", "rejected": "b"}
-    lines = [json.dumps(row | {"prompt": f"p{i}"}) for i in range(20)] + [json.dumps(row)]
-    long.write_text("\n".join(lines) + "\n")
-    base[5] = long
-    with pytest.raises(ValueError, match=r"long.jsonl, line 21: the prompt alone"):
-        train.main([*map(str, [*base, "--max-length", 60])])
-    assert not (tmp_path / "run").exists()
+def test_a_folder_without_a_run_cannot_be_resumed(capsys):
+    assert "--resume nowhere: no readable run.json" in refused(["--resume", "nowhere"], capsys)
 
 
-def test_the_command_prints_the_line_and_exits_with_two(tmp_path):
-    done = call("--domain", "chat", "--model", "/no/such", cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: /no/such: no such folder")
+def test_the_script_prints_the_line_and_exits_with_2(tmp_path):
+    ended = run_script("--domain", "chat", "--model", "/no/such", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: /no/such: no such folder")
+    assert ended.stderr.count("\n") == 1
 
 
-def test_a_loss_that_is_not_finite_names_step_rate_and_rows(base, tiny, tmp_path):
+def test_a_loss_that_is_not_finite_names_step_rate_and_lines(flags, tiny, tmp_path):
     model = tinyrm.load(tiny)
     with torch.no_grad():
         model.head.dense.weight[0, 0] = torch.nan
-    broken = tmp_path / "broken"
-    tinyrm.save(model, broken)
-    (broken / "tokenizer.json").write_text((tiny / "tokenizer.json").read_text())
-    base[3] = broken
-    with pytest.raises(ValueError, match=r"loss nan .* at step 1, rate .* line \d+"):
-        train.main([*map(str, base)])
+    tinyrm.save(model, tmp_path / "broken")
+    tokenizer = (tiny / "tokenizer.json").read_text()
+    (tmp_path / "broken/tokenizer.json").write_text(tokenizer)
+
+    message = message_of(flags(model=tmp_path / "broken"))
+    assert re.search(r"loss nan .*rate 0.01.*lower --lr", message)
+    assert re.search(r"step 1\b.* line \d+", message)
 
 
-def test_an_error_of_our_own_keeps_its_traceback(base, monkeypatch):
-    def wrong(*_):
+def test_an_error_of_our_own_keeps_its_traceback(flags, monkeypatch):
+    def fail(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("train.losses", wrong)
+    monkeypatch.setattr(train, "loss_and_correct", fail)
     with pytest.raises(RuntimeError, match="a bug"):
-        train.main([*map(str, base)])
+        train.main(flags())
 
 
-def test_dry_run_prints_the_plan_and_leaves_nothing(base, tmp_path, capsys):
-    train.main([*map(str, [*base, "--dry-run"])])
-    out = capsys.readouterr().out
-    assert "plan: 24 pairs, 48 rows" in out and "(mean of 40 pairs;" in out  # 6 steps of 8 rows
-    assert " parameters train" in out and "FLOPs (products with weights: forward" in out
-    for part in ("weights", "gradients and moments", "copies in float32", "the backward pass of "):
-        assert re.search(rf"GiB in each process.*\b0\.0 {part}", out), part
+# --- the plan --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plan(flags, capsys):
+    """What --dry-run prints."""
+    train.main(flags(dry_run=True))
+    return capsys.readouterr().out
+
+
+def test_the_plan_counts_pairs_rows_tokens_and_steps(plan):
+    # 6 steps of 8 rows; 40 of the 48 pairs are there to train on
+    assert re.search(r"plan: 24 pairs, 48 rows, about [\d,]+ tokens \(mean of 40 pairs;", plan)
+    assert "6 steps" in plan
+
+
+def test_the_plan_says_what_trains(plan):
+    assert re.search(r"[\d,]+ of [\d,]+ parameters train", plan)
+
+
+@pytest.mark.parametrize("part", ["weights", "gradients and moments", "copies in float32",
+                                  "the backward pass of "])
+def test_the_plan_estimates_the_memory_by_its_parts(plan, part):
+    assert re.search(rf"about 0\.0 GiB in each process.*\b0\.0 {part}", plan)
+
+
+def test_a_plan_leaves_nothing(plan, tmp_path):
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("world", [2])
-def test_several_processes_give_the_weights_of_one(base, tmp_path, world):
-    train.main([*map(str, [*base[:-1], tmp_path / "one"])])
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world),
-         "--master-port", str(random.randint(20000, 60000)), str(ROOT / "train.py"),
-         *map(str, base)], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    a, b = weights(tmp_path / "one"), weights(tmp_path / "run")
-    for name, value in a.items():
-        assert (value - b[name]).abs().max() < 1e-6, name
-    one, many = (json.loads((tmp_path / f"{n}/run.json").read_text())["result"]
-                 for n in ("one", "run"))  # fmt: skip
-    assert one["accuracy_after"] == many["accuracy_after"]
-    # begun on two, resumed on one: what is missing is the number of processes, which is not stored
-    assert "processes" not in json.loads((tmp_path / "run/run.json").read_text())["settings"]
-
-
-def test_help_takes_no_torch():
-    code = "import sys, train\ntry: train.main(['--help'])\nexcept SystemExit: pass\n"
-    code += "assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for flag in ("--domain", "--model", "--adapter", "--freeze", "--resume"):
-        assert flag in done.stdout

@@ -1,0 +1,491 @@
+"""What --data can name. The paper's data from the Hub: the real client, the true schemas, invented
+rows, a local server.
+
+Run: python -m pytest tests/test_sources.py   (offline: the "Hub" is tests/hub_server.py)
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pyarrow
+import pytest
+from hub_server import (
+    HubServer,
+    json_lines,
+    parquet,
+    pku_row,
+    rewardbench_row,
+    skywork_row,
+    webgpt_row,
+)
+
+import data
+from data import Domain
+from infra import sources
+from infra.files import read_rows
+from infra.hub import ROOT, fetch_dataset
+from infra.pairs import load_pairs
+from infra.sources import (
+    BENCHMARK,
+    PKU,
+    SKYWORK,
+    SOURCES,
+    WEBGPT,
+    check_names,
+    convert,
+    load_sets,
+    pinned_commits,
+    repositories,
+)
+
+SKYWORK_ROWS = [
+    skywork_row("magpie-ultra-v0.1", "Prove it"),
+    skywork_row("OffsetBias", "Shown \n twice"),
+    skywork_row("Magpie-Pro", "In the bench"),
+    skywork_row("WildGuardMix", "How to harm"),
+    skywork_row("HelpSteer2", "Hi"),
+]
+
+
+@pytest.fixture
+def hub():
+    with HubServer({
+        f"dataset:{SKYWORK}": {
+            "README.md": b"#",
+            "data/train-00000-of-00001.parquet": parquet(SKYWORK_ROWS, row_group_size=2),
+        },
+        f"dataset:{PKU}": {
+            "data/Alpaca-7B/train.jsonl": json_lines(
+                [pku_row("p0", True, False), pku_row("p1", True, True)]
+            ),
+            "data/Alpaca3-8B/train.jsonl": json_lines(
+                [pku_row("p2", False, True), pku_row("p3", False, False)]
+            ),
+            "data/Alpaca-7B/test.jsonl": json_lines([pku_row("kept for tests", True, False)]),
+        },
+        f"dataset:{WEBGPT}": {"webgpt_comparisons.py": b"raise SystemExit"},
+        f"dataset:{WEBGPT}@refs/convert/parquet": {
+            "default/train/0000.parquet": parquet(
+                [webgpt_row("w0", 0.5), webgpt_row("w1", 0.0), webgpt_row("w2", -1.0)]
+            )
+        },
+        f"dataset:{BENCHMARK}": {
+            "data/raw-00000-of-00001.parquet": parquet([rewardbench_row("in THE  bench")]),
+            "data/filtered-00000-of-00001.parquet": parquet([rewardbench_row("shown twice")]),
+        },
+        "dataset:sarahpann/skywork_reasoning": {
+            "data/train-00000-of-00001.parquet": parquet(
+                [{"question": "q0", "chosen": "c", "rejected": "r", "source": "magpie"}]
+            )
+        },
+    }) as server:  # fmt: skip
+        yield server
+
+
+def texts(files) -> list[tuple]:
+    return [pair._replace(where="")[:5] for pair in load_pairs(files)]
+
+
+def set_skywork(hub, rows):
+    hub.repos[f"dataset:{SKYWORK}"] = {"data/train-0.parquet": parquet(rows)}
+
+
+# --- the paper's pairs ---------------------------------------------------------------------------
+
+
+def test_reasoning_is_magpie_less_the_prompts_of_rewardbench(hub, tmp_path):
+    with hub.client(tmp_path):
+        made = convert("reasoning")
+    assert texts(made.files) == [("Prove it", "good", "bad", "magpie-ultra-v0.1", "reasoning")]
+    assert made.note.startswith(
+        "reasoning = 2 magpie (published 54,582: -54,580) - 1 with a prompt of RewardBench "
+        "(0 rows that are no pairs or ties left out), from "
+    )
+
+
+def test_safety_is_offsetbias_wildguard_and_safe_against_unsafe_of_pku(hub, tmp_path):
+    with hub.client(tmp_path):
+        made = convert("safety")
+    assert texts(made.files) == [
+        ("How to harm", "good", "bad", "WildGuardMix", "safety"),
+        ("p0", "answer 0", "answer 1", "PKU-SafeRLHF", "safety"),
+        ("p2", "answer 1", "answer 0", "PKU-SafeRLHF", "safety"),
+    ]
+    assert "1 offset (published 8,504: -8,503) - 1 with" in made.note
+    assert "2 PKU-SafeRLHF (published 26,900: -26,898) - 0 with" in made.note
+    assert "(2 rows that are no pairs or ties left out)" in made.note
+
+
+def test_chat_is_helpsteer_and_webgpt_without_ties(hub, tmp_path):
+    with hub.client(tmp_path):
+        made = convert("chat")
+    assert texts(made.files) == [
+        ("Hi", "good", "bad", "HelpSteer2", "chat"),
+        ("w0", "answer 0 [1]", "answer 1 [1]", "webgpt_comparisons", "chat"),
+        ("w2", "answer 1 [1]", "answer 0 [1]", "webgpt_comparisons", "chat"),
+    ]
+    assert "2 webgpt_comparisons (published 14,300: -14,298)" in made.note
+
+
+def test_all_is_a_file_of_each_domain(hub, tmp_path):
+    with hub.client(tmp_path):
+        made = convert("all")
+        parts = [convert(domain) for domain in ("reasoning", "safety", "chat")]
+    assert made.files == [part.files[0] for part in parts]
+    assert made.note == "; ".join(part.note for part in parts)
+    assert len(texts(made.files)) == 7
+
+
+def test_the_authors_sets_are_read_by_their_own_columns(hub, tmp_path):
+    with hub.client(tmp_path):
+        made = convert("reasoning", author=True)
+    assert texts(made.files) == [("q0", "c", "r", "skywork_reasoning", "reasoning")]
+    assert "1 skywork_reasoning - 0 with" in made.note
+
+
+def test_a_row_that_is_no_pair_is_left_out_and_counted(hub, tmp_path):
+    odd = skywork_row("magpie", "Prove it")
+    odd["rejected"] = [{"content": "Else", "role": "user"}] * 2
+    set_skywork(hub, [odd, *SKYWORK_ROWS])
+    with hub.client(tmp_path):
+        made = convert("reasoning")
+    assert len(texts(made.files)) == 1
+    assert "(1 rows that are no pairs or ties left out)" in made.note
+
+
+def test_an_unknown_source_is_an_error_with_the_counts_and_leaves_nothing(hub, tmp_path):
+    rows = [*SKYWORK_ROWS, skywork_row("Mystery", "?"), skywork_row("Mystery", "!")]
+    set_skywork(hub, rows)
+    with hub.client(tmp_path):
+        with pytest.raises(ValueError, match=r"not know \['Mystery'\] of .*'Mystery': 2"):
+            convert("reasoning")
+    assert not list((tmp_path / "tinyrm").iterdir())
+
+
+def test_a_source_that_fits_two_parts_is_unknown(hub, tmp_path):
+    set_skywork(hub, [skywork_row("magpie-helpsteer", "?")])
+    with hub.client(tmp_path), pytest.raises(ValueError, match=r"know \['magpie-helpsteer'\]"):
+        convert("reasoning")
+
+
+@pytest.mark.parametrize("repository, column", [(BENCHMARK, "prompt"), (SKYWORK, "source")])
+def test_a_column_that_is_not_there_is_named(hub, tmp_path, repository, column):
+    hub.repos[f"dataset:{repository}"] = {"data/raw-0.parquet": parquet([{"text": "x"}])}
+    with hub.client(tmp_path):
+        with pytest.raises(ValueError, match=f"{repository}@.*: no column '{column}'"):
+            convert("reasoning")
+
+
+# --- commits and the cache -----------------------------------------------------------------------
+
+
+def test_what_was_read_is_returned_with_its_commits_and_stands_in_the_note(hub, tmp_path):
+    with hub.client(tmp_path):
+        made = convert("all")
+    assert list(made.commits) == [SKYWORK, BENCHMARK, PKU, WEBGPT]
+    assert made.commits[SKYWORK] == hub.commit(f"dataset:{SKYWORK}")
+    assert made.commits[WEBGPT] == hub.commit(f"dataset:{WEBGPT}@refs/convert/parquet")
+    for repository, commit in made.commits.items():
+        assert f"{repository}@{commit}" in made.note
+
+
+def test_the_callers_commits_are_left_as_they_are(hub, tmp_path):
+    given = {"": "of the model"}
+    with hub.client(tmp_path):
+        made = convert("reasoning", commits=given)
+    assert given == {"": "of the model"}
+    assert list(made.commits) == [SKYWORK, BENCHMARK]
+
+
+def test_given_commits_bring_the_same_pairs_back_when_main_has_moved_on(hub, tmp_path):
+    with hub.client(tmp_path):
+        old = convert("all")
+        for repository in (SKYWORK, PKU):
+            key = f"dataset:{repository}"
+            hub.repos[f"{key}@old"] = hub.repos[key]
+        set_skywork(hub, [skywork_row("magpie", "A new one"), *SKYWORK_ROWS])
+        hub.repos[f"dataset:{PKU}"] = {}
+        assert convert("all", commits=old.commits) == old
+
+
+def test_all_domains_take_a_repository_at_one_commit(hub, tmp_path, monkeypatch):
+    with hub.client(tmp_path):
+        first = convert("reasoning").commits[SKYWORK]
+        hub.repos[f"dataset:{SKYWORK}@old"] = hub.repos[f"dataset:{SKYWORK}"]
+        asked = []
+
+        def fetch(repository, patterns, revision=None):
+            """As if main moved on after the first domain."""
+            if repository == SKYWORK:
+                asked.append(revision)
+                revision = revision or first
+                set_skywork(hub, [skywork_row("magpie", "A new one"), *SKYWORK_ROWS])
+            return fetch_dataset(repository, patterns, revision)
+
+        monkeypatch.setattr(sources, "fetch_dataset", fetch)
+        assert convert("all").commits[SKYWORK] == first
+        assert asked == [None, first, first]
+
+
+def test_new_data_make_a_new_file_beside_the_old_one(hub, tmp_path):
+    with hub.client(tmp_path):
+        old = convert("reasoning").files[0]
+        set_skywork(hub, [skywork_row("magpie", "A new one"), *SKYWORK_ROWS])
+        new = convert("reasoning").files[0]
+    assert len(load_pairs([old])) == 1 and len(load_pairs([new])) == 2
+    suffixes = sorted(path.suffix for path in old.parent.iterdir())
+    assert suffixes == [".jsonl", ".jsonl", ".txt", ".txt"]
+
+
+def test_a_second_call_converts_and_fetches_nothing(hub, tmp_path):
+    with hub.client(tmp_path):
+        first = convert("safety")
+        stamp = first.files[0].stat().st_mtime_ns
+        hub.requests.clear()
+        assert convert("safety") == first
+        assert first.files[0].stat().st_mtime_ns == stamp
+    assert not hub.downloads()
+
+
+def test_a_second_call_needs_no_network(hub, tmp_path):
+    with hub.client(tmp_path):
+        first = convert("safety")
+        hub.gone()
+        assert convert("safety") == first
+        with pytest.raises(ValueError, match="not come from the Hub .*check the name, the network"):
+            convert("chat")
+
+
+def test_a_conversion_that_was_lost_in_part_is_made_again(hub, tmp_path):
+    with hub.client(tmp_path):
+        first = convert("reasoning")
+        first.files[0].with_suffix(".txt").unlink()
+        assert convert("reasoning") == first
+
+
+def test_the_address_of_the_hub_is_taken_from_the_environment(hub, tmp_path):
+    code = "from infra.sources import convert; made = convert('reasoning'); print(*made.files)"
+    env = {**os.environ, **hub.env(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, env=env
+    )
+    file = run.stdout.strip()
+    assert len(load_pairs([file])) == 1
+    assert run.stderr.startswith(f"making {file}")
+
+
+# --- rows of files -------------------------------------------------------------------------------
+
+ROWS = [{"id": i, "prompt": f"p{i}"} for i in range(1000)]
+
+
+@pytest.mark.parametrize(
+    "name, body",
+    [
+        ("a.parquet", parquet(ROWS)),
+        ("a.json", json.dumps(ROWS).encode()),
+        ("a.jsonl", json_lines(ROWS)),
+    ],
+)
+def test_parquet_json_and_json_lines_read_alike(tmp_path, name, body):
+    (tmp_path / name).write_bytes(body)
+    assert list(read_rows(tmp_path / name)) == ROWS
+
+
+def test_memory_does_not_grow_with_the_rows_of_a_parquet_file(tmp_path):
+    path = tmp_path / "rows.parquet"
+    peaks = []
+    for count in (3000, 9000):
+        rows = [skywork_row("magpie", f"{i} " + "x" * 2000) for i in range(count)]
+        path.write_bytes(parquet(rows, row_group_size=500))
+        del rows
+        pyarrow.default_memory_pool().release_unused()
+        before = pyarrow.total_allocated_bytes()
+        peaks.append(max(pyarrow.total_allocated_bytes() - before for _ in read_rows(path)))
+    assert 0 < peaks[1] < 1.2 * peaks[0]
+
+
+# --- the table of domains ------------------------------------------------------------------------
+
+
+def test_every_repository_that_a_domain_names_has_a_rule():
+    for domain in data.DOMAINS.values():
+        assert {*domain.sources, *domain.author_sources} <= SOURCES.keys()
+
+
+def test_a_domains_repositories_end_with_the_one_whose_prompts_are_left_out():
+    assert repositories("reasoning") == [SKYWORK, BENCHMARK]
+    assert repositories("all") == [SKYWORK, PKU, WEBGPT, BENCHMARK]
+    assert repositories("reasoning", author=True) == ["sarahpann/skywork_reasoning", BENCHMARK]
+
+
+COOKING = Domain("Which is tastier?", "Is it tasty?", "Which is tastier?")
+
+
+def test_a_domain_that_names_no_repositories_is_one_line(monkeypatch):
+    monkeypatch.setitem(data.DOMAINS, "cooking", COOKING)
+    for author, flag in ((False, "--data hub:"), (True, "--data hub:author:")):
+        with pytest.raises(ValueError, match="domain cooking names no rep.*give files") as error:
+            repositories("cooking", author)
+        assert str(error.value).startswith(flag) and "\n" not in str(error.value)
+
+
+def test_all_passes_over_a_domain_that_names_no_repositories(hub, tmp_path, monkeypatch):
+    with hub.client(tmp_path):
+        before = convert("all")
+        monkeypatch.setitem(data.DOMAINS, "cooking", COOKING)
+        assert convert("all") == before
+
+
+def test_a_domain_that_someone_adds_reads_a_repository_of_pairs_without_a_rule(
+    hub, tmp_path, monkeypatch
+):
+    rows = [{"prompt": "Soup?", "chosen": "Salt.", "rejected": "Sand."}]
+    hub.repos["dataset:org/recipes"] = {"data/a.jsonl": json_lines(rows)}
+    cooking = Domain("Which is tastier?", "Is it tasty?", "?", sources=("org/recipes",))
+    monkeypatch.setitem(data.DOMAINS, "cooking", cooking)
+    with hub.client(tmp_path):
+        made = convert("cooking")
+        assert texts(made.files) == [("Soup?", "Salt.", "Sand.", "", "cooking")]
+        assert made.note.startswith("cooking = 1 recipes - 0 with a prompt of RewardBench")
+        assert texts(convert("all").files)[-1] == ("Soup?", "Salt.", "Sand.", "", "cooking")
+
+
+# --- what --data can name ------------------------------------------------------------------------
+
+
+def write_pairs(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def row(prompt, **fields):
+    return {"prompt": prompt, "chosen": "c", "rejected": "r", **fields}
+
+
+def test_nano_brings_its_own_test_pairs():
+    sets = load_sets(["nano"], "chat", held_out=0.5, limit=0, seed=0)
+    assert sets.train == load_pairs([ROOT / "nano/pairs/chat.train.jsonl"])
+    assert sets.held_out == load_pairs([ROOT / "nano/pairs/chat.test.jsonl"])
+    assert sets.note.startswith("nano/pairs, judged on its test pairs")
+    assert sets.commits == {}
+
+
+def test_nano_of_all_domains_is_nano_of_each_in_the_order_of_the_table():
+    each = [load_sets(["nano"], domain, 0, 0, 0) for domain in data.DOMAINS]
+    whole = load_sets(["nano"], "all", 0, 0, 0)
+    assert whole.train == [pair for sets in each for pair in sets.train]
+    assert whole.held_out == [pair for sets in each for pair in sets.held_out]
+
+
+def test_a_domain_that_nano_lacks_is_one_line_and_all_passes_over_it(monkeypatch):
+    before = load_sets(["nano"], "all", 0, 0, 0)
+    monkeypatch.setitem(data.DOMAINS, "cooking", COOKING)
+    assert load_sets(["nano"], "all", 0, 0, 0) == before
+    with pytest.raises(ValueError, match="--data nano: .*no cooking.train.jsonl.*give files"):
+        load_sets(["nano"], "cooking", 0, 0, 0)
+
+
+def test_pairs_of_nano_that_name_no_domain_are_of_that_of_their_file(tmp_path, monkeypatch):
+    for domain in ("chat", "cooking"):
+        write_pairs(tmp_path / f"{domain}.train.jsonl", row(f"{domain}?"))
+        write_pairs(tmp_path / f"{domain}.test.jsonl", row(f"{domain}!"))
+    monkeypatch.setattr(sources, "NANO_PAIRS", tmp_path)
+    monkeypatch.setitem(data.DOMAINS, "cooking", COOKING)
+    sets = load_sets(["nano"], "all", 0, 0, 0)
+    assert [(pair.prompt, pair.domain) for pair in sets.train] == [
+        ("chat?", "chat"),
+        ("cooking?", "cooking"),
+    ]
+
+
+def test_files_are_split_by_prompt(tmp_path):
+    rows = [row(f"p{i % 6}", chosen=f"c{i}") for i in range(12)]
+    files = [write_pairs(tmp_path / "a.jsonl", *rows[:6]), write_pairs(tmp_path / "b", *rows[6:])]
+    sets = load_sets(files, "all", held_out=4, limit=0, seed=17)
+    assert [pair.chosen for pair in sets.held_out] == ["c0", "c4", "c6", "c10"]  # see test_pairs
+    assert len(sets.train) == 8
+    assert sets.note == f"{files[0]} {files[1]}; 4 held out, by prompt"
+
+
+def test_a_limit_draws_training_pairs_by_the_seed_and_keeps_their_order(tmp_path):
+    file = write_pairs(tmp_path / "a.jsonl", *(row(f"p{i}") for i in range(40)))
+    whole = load_sets([file], "all", held_out=4, limit=0, seed=17)
+    some = load_sets([file], "all", held_out=4, limit=5, seed=17)
+    indices = [whole.train.index(pair) for pair in some.train]
+    assert indices == [4, 15, 21, 26, 33]  # what commit 4a59190 gave
+    assert some.held_out == whole.held_out
+    assert len(load_sets([file], "all", held_out=4, limit=99, seed=17).train) == 36
+
+
+def test_files_give_a_domain_its_rows(tmp_path, monkeypatch):
+    monkeypatch.setitem(data.DOMAINS, "cooking", COOKING)
+    rows = [row("p"), row("q", domain="chat"), row("r", domain="cooking")]
+    sets = load_sets([write_pairs(tmp_path / "a.jsonl", *rows)], "cooking", 0, 0, 0)
+    assert [(pair.prompt, pair.domain) for pair in sets.train] == [
+        ("p", "cooking"),
+        ("r", "cooking"),
+    ]
+
+
+def test_the_hub_is_converted_and_split_by_prompt(hub, tmp_path):
+    with hub.client(tmp_path):
+        sets = load_sets(["hub"], "safety", held_out=1, limit=0, seed=0)
+    assert (len(sets.train), len(sets.held_out)) == (2, 1)
+    assert sets.note.startswith("safety = 1 offset")
+    assert sets.note.endswith("; 1 held out, by prompt")
+    assert list(sets.commits) == [SKYWORK, PKU, BENCHMARK]
+
+
+def test_the_hub_takes_the_commits_that_are_given(hub, tmp_path):
+    with hub.client(tmp_path):
+        old = load_sets(["hub"], "reasoning", 0, 0, 0)
+        hub.repos[f"dataset:{SKYWORK}@old"] = hub.repos[f"dataset:{SKYWORK}"]
+        set_skywork(hub, [skywork_row("magpie", "A new one"), *SKYWORK_ROWS])
+        words = [f"{repository}={commit}" for repository, commit in old.commits.items()]
+        assert load_sets(["hub"], "reasoning", 0, 0, 0, ["abc", *words]) == old
+        assert len(load_sets(["hub"], "reasoning", 0, 0, 0).train) == 2
+
+
+def test_the_authors_sets_are_named_hub_author(hub, tmp_path):
+    with hub.client(tmp_path):
+        sets = load_sets(["hub:author"], "reasoning", 0, 0, 0)
+    assert [pair.prompt for pair in sets.train] == ["q0"]
+
+
+@pytest.mark.parametrize(
+    "names", [["auto"], ["nano"], ["hub"], ["hub:author"], ["a.jsonl"], ["hubby", "nano.jsonl"]]
+)
+def test_names_that_can_be_given(names):
+    check_names(names)
+    check_names(tuple(names))
+
+
+@pytest.mark.parametrize(
+    "names", [["nano", "a.jsonl"], ["hub", "nano"], ["a.jsonl", "hub:author"], ["hub:x"], ["auto:"]]
+)
+def test_names_are_never_mixed_with_files(names):
+    with pytest.raises(ValueError, match="--data .*: give nano, hub, hub:author or files"):
+        check_names(names)
+
+
+# --- --revision ----------------------------------------------------------------------------------
+
+
+def test_revision_pins_the_model_and_the_repositories_in_use():
+    words = ["abc", f"{SKYWORK}=def"]
+    assert pinned_commits(words, ["hub"], "reasoning") == {"": "abc", SKYWORK: "def"}
+    assert pinned_commits(["abc"], ["nano"], "reasoning") == {"": "abc"}
+
+
+def test_a_repository_that_is_not_in_use_is_one_line_that_names_those():
+    words = [f"{SKYWORK}=def"]
+    with pytest.raises(ValueError, match=f"in use, here sarahpann/.*, {BENCHMARK}$"):
+        pinned_commits(words, ["hub:author"], "reasoning")
+    for names in (["nano"], ["a.jsonl"]):
+        with pytest.raises(ValueError, match=f"--revision {words[0]}: .*in use, here none$"):
+            pinned_commits(words, names, "reasoning")
+        with pytest.raises(ValueError, match="in use, here none$"):
+            load_sets(names, "reasoning", 0, 0, 0, words)
