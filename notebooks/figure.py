@@ -14,7 +14,7 @@ import matplotlib  # noqa: E402
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from data import Pair, cloze_rows  # noqa: E402
+from data import Pair  # noqa: E402
 from evaluate import RewardModel  # noqa: E402
 
 PAIR = Pair("How many legs has a cat?", "It has four.", "It has two.", domain="reasoning")
@@ -29,9 +29,10 @@ def box(ax, x, y, width, height, title, lines, fill="white"):
 
 def main(model="nano"):
     rm = RewardModel.load(model, device="cpu", domain="reasoning")
-    (rows,), _ = cloze_rows([PAIR], rm.fmt)
-    texts = [rm.fmt.tokenizer.decode(row.tokens, skip_special_tokens=False) for row in rows]
-    one, two = (rm.fmt.tokenizer.decode([word]).strip() for word in rm.fmt.words)
+    tokenizer = rm.prompt_format.tokenizer
+    rows_of_pairs, _ = rm.prompt_format.rows([PAIR])
+    texts = [tokenizer.decode(row.tokens) for row in rows_of_pairs[0]]
+    one, two = [tokenizer.decode([word]).strip() for word in rm.prompt_format.label_ids]
 
     fig, ax = plt.subplots(figsize=(11.5, 3.0))
     ax.set(xlim=(-0.05, 16.2), ylim=(0.4, 4.3))
