@@ -94,6 +94,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
 
+        if temporary.is_dir():
+            for file in temporary.iterdir():
+                sync(file)
         sync(temporary)
         if path.is_dir():  # a file is replaced in one go, but an old folder must go first
             remove(path)
@@ -104,16 +107,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or a folder and the files in it, on the disk: after a power cut it is whole."""
-    parts = [path]
-    if path.is_dir():
-        parts += [file for file in path.iterdir() if file.is_file()]
-    for part in parts:
-        number = os.open(part, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+    """Have a file, or the list of a folder's files, on the disk, so that a power cut spares it."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def remove(path: Path) -> None:
