@@ -151,7 +151,8 @@ class Template(NamedTuple):
     # the word at [MASK] for label 0 (the first response is better; the one response is chosen), and
     # for label 1
     labels: tuple[str, str]
-    pieces: tuple[tuple, ...]  # of slots and literal texts
+    # slots and literal texts; CLS, SEP and MASK are pieces of their own
+    pieces: tuple[tuple, ...]
 
 
 TEMPLATES = {
@@ -277,7 +278,8 @@ class Row(NamedTuple):
     read_at: int  # index of [MASK], or of [CLS] for head "cls"
     label: int  # 0: the first response is the better one (alone in the row: this one is chosen)
     cut: int  # tokens of the user that truncation took
-    spans: dict[str, tuple[int, int]]  # where prompt, a, b, cls and mask stand: start and stop
+    # where the slots stand, by name: start and stop (of two [SEP] the last; the question has none)
+    spans: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ direction that a low-rank product may turn (equation 5):
     y = x W'^T,    W' = m / ||V|| * V,    V = W + s B A,    s = alpha / R
 
 with W (out, in), A (R, in), B (out, R), m (out,). The paper's W is (in, out), and its norm is taken
-of each column; here, as in PEFT, that is each row of W. At the start B = 0 and m = ||W||, so W' =
-W. LoRA is the same without m and the norm: W' = V. Tiny Reward Models uses DoRA at rank 128 above
-frozen bottom layers for reasoning (section 3.1).
+of each column; here, as in PEFT, that is each row of W. Training starts at B = 0 and m = ||W||,
+where W' = W. LoRA is the same without m and the norm: W' = V. Tiny Reward Models uses DoRA at rank
+128 above frozen bottom layers for reasoning (section 3.1).
 
 The file goes from the formula, through the layer that computes it and its backward pass, to where
 adapters are placed in a model, and how they are stored in PEFT's layout.
@@ -95,7 +95,7 @@ class AdaptedLinear(nn.Module):
         if self.m is None:
             return Merged(weight, torch.full_like(weight[:, 0], s))
         norm = weight.norm(dim=1)
-        scale = torch.where(norm > 0, self.m / norm, 0)  # (out,) a row of zeros stays one
+        scale = torch.where(norm > 0, self.m / norm, 0)  # (out,) zeros stay zeros
         weight.mul_(scale[:, None])
         return Merged(weight, s * scale)
 
@@ -173,8 +173,8 @@ def adapt(model: ModernBERT, adapter: str = "dora", rank: int = 8, alpha: float 
 
     freeze=N with N >= 1 freezes the embeddings, hence the decoder matrix that is tied to them, and
     the N bottom layers; what stands above them (final_norm, head, the decoder's bias) trains in
-    full fine-tuning. 0 freezes nothing. Raises ValueError for settings that this model cannot
-    have."""
+    full fine-tuning. 0 freezes no layer (under an adapter each gets one). Raises ValueError for
+    settings that this model cannot have."""
     layers = model.model.layers
     if adapter not in ADAPTERS:
         raise ValueError(f"--adapter {adapter}: give one of {', '.join(ADAPTERS)}")
@@ -285,10 +285,9 @@ def load_adapter(model: ModernBERT, folder: str | Path):
             if name == "classifier":
                 model.classifier.load_state_dict(tensors)
                 continue
-            if name == "decoder":
+            base = model.get_submodule(name)
+            if name == "decoder" and base.weight is None:  # tied
                 base = model.model.embeddings.tok_embeddings
-            else:
-                base = model.get_submodule(name)
             adapted = AdaptedLinear(base, config["r"], config["lora_alpha"], adapter)
             fill_adapter(name, adapted, tensors)
             if name == "decoder":

@@ -8,8 +8,7 @@
 Two protocols, on the log-odds x of the two label words in a row:
 
     pair    a row shows two responses, as in the paper (section 2). Both orders are asked and
-    averaged,
-            which is ours: with x_ij where i stands first,
+            averaged (ours): with x_ij where i stands first,
             P(i is better than j) = (sigmoid(x_ij) + 1 - sigmoid(x_ji)) / 2
     single  a row shows one response, as RewardBench's own protocol has it (the paper names the
             difference as a limitation). Its x is a score s of it (Bradley-Terry):
@@ -506,9 +505,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise ValueError(f"--limit {flags.limit}: give a positive number, or 0 for all")
 
     # found out now, and not when all is judged
-    if flags.out is None:
-        flags.out = results_folder(flags.models, flags.data)
-    check_writable(flags.out)
+    if flags.data:
+        if flags.out is None:
+            flags.out = results_folder(flags.models, flags.data)
+        check_writable(flags.out)
     return flags
 
 

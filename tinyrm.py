@@ -13,7 +13,7 @@ The file has five parts: attention, RoPE and GeGLU in their plain form; the conf
 modules; how they are made fast; files in and out. Modules and parameters have the names of the
 Hub's checkpoints, so that loading is one strict comparison.
 
-`python tinyrm.py [FOLDER]` shows the parts of a model and fills one mask.
+`python tinyrm.py [FOLDER]` shows the size and the configuration of a model and fills one mask.
 """
 
 import json
@@ -207,8 +207,8 @@ class Config:
 
 
 class Linear(nn.Linear):
-    """x W^T without bias, computed in `compute_dtype` (None: as the weight is stored). A copy of
-    the weight in that precision is kept: see `compute_copy`."""
+    """x W^T without bias, computed in `compute_dtype` (None: as the weight is stored). A frozen
+    weight keeps a copy in that precision: see `compute_copy`."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
@@ -423,8 +423,9 @@ class ModernBERT(nn.Module):
         return self
 
     def init_weights(self, seed: int = 0) -> "ModernBERT":
-        """ModernBERT's initialisation (FlexBERT's "full_megatron"): normal, cut off at 2 standard
-        deviations; narrower by sqrt(2 layers) in Wo, head.dense and the decoder. Returns self."""
+        """ModernBERT's initialisation (FlexBERT's "full_megatron"): normal, cut off at
+        initializer_cutoff_factor (2) standard deviations; narrower by sqrt(2 layers) in Wo,
+        head.dense and the decoder. Returns self."""
         config = self.config
         generator = torch.Generator().manual_seed(seed)
         for name, p in self.named_parameters():
@@ -477,7 +478,7 @@ class PackedLayout(NamedTuple):
     max_seqlen: int
     equal_runs: list[EqualRun]  # in the order of the stream
     rope: dict[str, tuple]  # layer type -> cos and sin, each (T, 1, K/2) in float32
-    local_mask: torch.Tensor | None  # see local_mask; None where every row fits into the window
+    local_mask: torch.Tensor | None  # see local_mask; None for flash, or if all rows fit
     read_at: torch.Tensor | None  # (B,)
     flash: bool  # attention runs on torch's variable-length flash kernel
 
@@ -743,7 +744,10 @@ def save(model: ModernBERT, folder: str | Path):
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(model.config.to_json(model.head_kind), indent=2) + "\n"
+    config = model.config.to_json(model.head_kind)
+    if model.head_kind == "cloze":  # an adapter on the tied decoder gives it a matrix of its own
+        config["tie_word_embeddings"] = model.decoder.weight is None
+    text = json.dumps(config, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
 
 

@@ -121,14 +121,14 @@ class Recipe(NamedTuple):
 
 
 def recipe_for(config: Config, domain: str) -> Recipe:
-    """The recipe for a model's shape: large, base or nano. Any other shape takes base's settings
-    and freezes its lower half."""
+    """The recipe for a model's shape: large, base or nano. Any other shape takes DoRA of rank 128
+    at 1e-4 above a frozen lower half (ours, untuned)."""
     size = SIZES.get((config.hidden_size, config.num_hidden_layers))
     if size is None and config.vocab_size < NANO_VOCABULARY:
         size = "nano"
     if size is None:
         freeze = config.num_hidden_layers // 2
-        return Recipe("base, lower half frozen (ours, untuned)",
+        return Recipe("of no shape of the paper's: lower half frozen (ours, untuned)",
                       {**DORA_128, "freeze": freeze, "lr": 1e-4})
     recipes = RECIPES[size]
     return Recipe(size, recipes.get(domain, recipes["all"]))
@@ -174,7 +174,7 @@ def loss_and_correct(model: ModernBERT, prompt_format: PromptFormat, batch: Batc
     loss = F.cross_entropy(z, target, reduction="sum")
 
     log_odds = z[:, first] - z[:, second]  # (B,)
-    chose_second = log_odds < 0  # equal counts as the first
+    chose_second = log_odds < 0  # in one row equal counts as the first
     correct = (chose_second == (batch.labels == 1)).sum()
     return BatchLoss(loss, correct, log_odds)
 
@@ -262,8 +262,8 @@ class StepResult(NamedTuple):
 
 def train_step(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: PromptFormat,
                batches: list[Batch], rate: float) -> StepResult:
-    """One optimizer step over micro-batches. Raises NotFinite for such a gradient; the weights are
-    then as before."""
+    """One optimizer step over micro-batches. Raises NotFinite if the loss or the gradient is not
+    finite; the weights are then as before."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     params = [p for p in model.parameters() if p.requires_grad]
@@ -291,7 +291,7 @@ def train_step(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_forma
         distributed.all_reduce(p.grad)
     loss, correct, rows, tokens = sums.tolist()
 
-    # The mean over the rows, of which dropped pairs have none, clipped to a norm of 1.
+    # Divide by the rows that there were (a dropped pair has none), and clip the norm to 1.
     divisor = max(rows, 1)
     for p in params:
         p.grad.div_(divisor)
@@ -388,7 +388,7 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
             if done in checks:
                 check = held_out(model, prompt_format, held_out_batches, device)
                 line.update(held_out=check.accuracy, held_out_loss=check.loss)
-            run.log(line, dropped)
+            run.log(line, distributed.sum_counts(dropped))
             show(line)
 
             stopped = distributed.any_process(stop.signal is not None, device)
@@ -415,7 +415,7 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
 
 def choose_settings(given: dict, on_gpu: bool, config_class: type[Config]) -> Settings:
     """The settings of a new run: a flag that is given beats the recipe, the recipe beats the
-    default. What is "auto" is decided here, and printed with its reason."""
+    default. A model and data that are "auto" are decided here, and printed with the reason."""
     flags_or_defaults = Settings(**given)
     if not flags_or_defaults.domain:
         raise ValueError(f"--domain is missing: give {', '.join(DOMAINS)} or all")
@@ -462,7 +462,7 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
         record = run_folder.read_record(command.resume, given)
         given = record["settings"]
     hardware = machine.pick_device(given.get("device", "auto"), given.get("dtype", "auto"))
-    distributed.join()
+    distributed.join(hardware.on_gpu)
 
     # Settings, weights and pairs. Rank 0 fetches from the Hub; the others find it in the cache.
     with distributed.rank_0_first():

@@ -8,7 +8,7 @@ both directions is worth.
 
 What follows the command are the flags of train.py and of evaluate.py.
 
-The twin has the encoder's shape, and differs in this alone. A token sees itself and what stands
+The twin has the encoder's shape, and differs in five things. A token sees itself and what stands
 before it; in a sliding layer `local_attention // 2` tokens in all, itself among them. Queries, keys
 and values have a matrix each (q_proj, k_proj, v_proj) in place of one Wqkv. What stands between the
 encoder and the vocabulary is named `lm_head`; between the encoder and a classifier it is named

@@ -7,6 +7,7 @@ gradients are added up over the processes, so that a step is the same however ma
 
 import atexit
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,12 +18,12 @@ import torch.distributed as dist
 from data import Pair, balanced_shares
 
 
-def join():
+def join(on_gpu: bool):
     """Meet the other processes that torchrun has started, if it has."""
     if world_size() == 1:
         return
     backend = "gloo"
-    if torch.cuda.is_available():
+    if on_gpu:
         backend = "nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # two hours: the others wait while rank 0 fetches models and data
@@ -59,6 +60,16 @@ def all_reduce(tensor: torch.Tensor):
     if dist.is_initialized():
         with explained():
             dist.all_reduce(tensor)
+
+
+def sum_counts(counts: Counter) -> Counter:
+    """The counts of all processes, added up."""
+    if not dist.is_initialized():
+        return counts
+    gathered = [None] * world_size()
+    with explained():
+        dist.all_gather_object(gathered, counts)
+    return sum(gathered, Counter())
 
 
 def any_process(here: bool, device: torch.device) -> bool:

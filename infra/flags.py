@@ -4,7 +4,7 @@ help."""
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, field, fields
+from dataclasses import field, fields
 from typing import Any, NamedTuple
 
 
@@ -38,14 +38,16 @@ def parse(settings_class: type, argv: Sequence[str] | None, description: str) ->
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR as it was begun")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     given = vars(parser.parse_args(argv))
+    resume = given.pop("resume")
+    dry_run = given.pop("dry_run")
     for f in fields(settings_class):
         if f.name in given:
             check_range(f, given[f.name])
-    return CommandLine(resume=given.pop("resume"), dry_run=given.pop("dry_run"), given=given)
+    return CommandLine(given, resume, dry_run)
 
 
 def add_flag(parser: argparse.ArgumentParser, f: Any):
-    default = f.default if f.default is not MISSING else None
+    default = f.default
     text = f.metadata["help"]
     if default:
         shown = " ".join(default) if isinstance(default, tuple) else default
@@ -67,7 +69,7 @@ def add_flag(parser: argparse.ArgumentParser, f: Any):
 def check_range(f: Any, value: Any):
     """ValueError for a number that is out of the range of its flag."""
     if f.metadata["positive"] and not 0 < value < math.inf:
-        raise ValueError(f"{option(f.name)} {value}: give more than 0")
+        raise ValueError(f"{option(f.name)} {value}: give a number above 0")
     least = f.metadata["least"]
     if least is not None and not least <= value < math.inf:
         raise ValueError(f"{option(f.name)} {value}: give {least} or more")

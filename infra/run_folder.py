@@ -2,9 +2,13 @@
 
     runs/NAME/run.json         settings, versions, sources, results
               metrics.jsonl    a line a step
+              lock             held by the process that is at work here
               state/           the newest trained weights and optimizer moments
               model/           the merged model, which opens in transformers
               adapter/         the adapter, which opens in peft (none after full fine-tuning)
+
+model/ and adapter/ also hold the tokenizer, a card, and tinyrm.json: how a pair is shown to this
+model.
 
 Only rank 0 writes.
 """
@@ -39,6 +43,8 @@ from infra.sources import PairSets
 from tinyrm import ModernBERT
 
 FORMAT = 2  # of run.json and state/: goes up when an older unfinished run cannot be resumed
+# Settings that change time and memory, not the result: --resume takes them.
+MAY_CHANGE = ("device", "micro_tokens", "checkpoint_layers")
 PACKAGES = ("torch", "tokenizers", "safetensors", "huggingface_hub")  # whose versions are kept
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -65,9 +71,9 @@ def free_folder(settings: Any, usual_adapter: str) -> str:
 
 
 def read_record(folder: str, given: dict) -> dict:
-    """The run.json of a run that is to go on, as it was begun but for a device that is given now.
-    ValueError for one that cannot go on."""
-    others = [option(name) for name in given if name != "device"]
+    """The run.json of a run that is to go on, with the settings that are given anew. ValueError for
+    a run that cannot go on."""
+    others = [option(name) for name in given if name not in MAY_CHANGE]
     if others:
         raise ValueError(f"--resume goes on as {folder} was begun: leave out {', '.join(others)}")
     try:
@@ -87,7 +93,8 @@ def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware
           model_folder: Path, pairs: PairSets, model: ModernBERT,
           optimizer: torch.optim.Optimizer) -> "RunFolder":
     """The folder of a new run, or (with the record of its run.json) of one that goes on, whose
-    newest state is put in place. Raises ValueError if its pairs have changed since."""
+    newest state is put in place. Raises ValueError if its pairs or the weights that it began with
+    have changed, or if another process is at work on it."""
     now = new_record(settings, hardware, model_folder, pairs, steps, model)
     run = RunFolder(Path(path), record or now, model, optimizer)
     distributed.barrier()  # every process has chosen its settings: now the folder may appear
@@ -206,7 +213,7 @@ class RunFolder:
 
     def save(self, step: int):
         """What resuming needs beyond the settings: the trained weights and Adam's moments. The
-        state of before is removed once this one is whole."""
+        previous state is removed once this one is whole."""
         self.saved = time.time()
         if distributed.rank() != 0:
             return
@@ -267,16 +274,15 @@ class RunFolder:
 
     @contextmanager
     def explaining_errors(self) -> Iterator[None]:
-        """One line that says how to go on: without the process that ended, or with more of what the
-        disk or the GPU has too little of."""
+        """Turns a lost process, a full disk or a full GPU into one line that says how to go on."""
         try:
             yield
         except distributed.ProcessEnded as error:
             raise ValueError(f"{error}, and go on with: torchrun ... train.py --resume {self.path}"
                              ) from None
         except torch.OutOfMemoryError:
-            raise ValueError("out of GPU memory: lower --micro-tokens, or give --checkpoint-layers"
-                             ) from None
+            raise ValueError(f"out of GPU memory: go on with python train.py --resume {self.path} "
+                             "and a lower --micro-tokens, or --checkpoint-layers") from None
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.path}: {error}; if the disk is full, make room and go on with:"
                              f" python train.py --resume {self.path}") from None
@@ -378,7 +384,7 @@ says which is better. Trained with tinyrm from {record["revisions"]["model"]} on
 
 ```python
 from evaluate import RewardModel  # from a checkout of tinyrm
-rm = RewardModel.load("{name}")
+rm = RewardModel.load("PATH/TO/{name}")
 rm.compare(prompt, a, b)  # the probability that a is better
 ```
 `model/` opens with transformers' `AutoModelFor{task}.from_pretrained`, `adapter/` (if trained with

@@ -382,7 +382,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def test_two_processes_give_the_weights_of_one(flags, finished, tmp_path):
+def test_two_processes_give_the_weights_and_the_numbers_of_one(flags, finished, tmp_path):
     argv = flags(out=tmp_path / "two")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
                 "--master-port", str(free_port()), ROOT / "train.py", *argv]
@@ -391,7 +391,11 @@ def test_two_processes_give_the_weights_of_one(flags, finished, tmp_path):
 
     assert largest_difference(finished, tmp_path / "two") < 1e-6
     one, two = result_of(finished), result_of(tmp_path / "two")
-    assert one["accuracy_after"] == two["accuracy_after"] and one["n"] == two["n"]
+    for name in ("n", "accuracy_before", "accuracy_after", "loss_before", "loss_after"):
+        assert two[name] == pytest.approx(one[name], rel=1e-5), name
+    for line, line_of_two in zip(metrics_of(finished), metrics_of(tmp_path / "two"), strict=True):
+        for name in ("loss", "accuracy", "gradient_norm", "rows", "tokens"):
+            assert line_of_two[name] == pytest.approx(line[name], rel=1e-4), name
     # a run that was begun on two can go on on one: their number is not stored
     assert "processes" not in read_json(tmp_path / "two/run.json")["settings"]
 
@@ -532,6 +536,13 @@ def test_a_run_that_was_killed_while_it_stored_its_model_resumes(unfinished):
     assert len(metrics_of(unfinished)) == 6
 
 
+def test_lines_of_steps_beyond_the_state_are_taken_away(unfinished):
+    with open(unfinished / "metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "loss": 1.0, "sec')  # killed before it was saved, in a line
+    train.main(["--resume", str(unfinished)])
+    assert [line["step"] for line in metrics_of(unfinished)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_run_of_the_first_edition_is_refused_with_the_commit_that_can_resume_it(unfinished):
     change_record(unfinished, format=None)  # which its run.json did not have
     message = message_of(["--resume", str(unfinished)])
@@ -645,7 +656,7 @@ def refused(argv, capsys):
     ({"revision": "openai/webgpt_comparisons=", "data": "hub"}, "comparisons=: give COMMIT"),
     ({"revision": "=c", "data": "hub"}, "=c: give COMMIT"),
     ({"revision": ["a", "b"], "data": "hub"}, "a b: give COMMIT"),
-    ({"lr": 0}, "--lr 0.0: give more than 0"),
+    ({"lr": 0}, "--lr 0.0: give a number above 0"),
     ({"lr": "nan"}, "--lr nan"),
     ({"batch_size": 7}, "--batch-size 7: rows come in pairs"),
     ({"freeze": 77}, "--freeze 77: this model has 3 layers"),
