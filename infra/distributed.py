@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
@@ -26,14 +27,19 @@ def join(on_gpu: bool):
     if on_gpu:
         backend = "nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Before there is a group, or its default arguments would hold the group for ever: see `leave`.
+    import_module("torch.distributed.nn.functional")
     # two hours: the others wait while rank 0 fetches models and data
     dist.init_process_group(backend, timeout=timedelta(hours=2))
     atexit.register(leave)  # also when an error ends this process
 
 
 def leave():
-    """Part from the others, before the interpreter ends: threads of the process group that still
-    ran then would abort it."""
+    """Part from the others, and end the threads of the process group. One that still ran when the
+    interpreter ends could abort it ("terminate called without an active exception"): it lets go of
+    a tensor, for which it needs the interpreter. The threads end with the last reference to the
+    group. torch.distributed.nn.functional would hold ten: its default arguments are the group that
+    is there when it is imported, which torch does by itself with the first optimizer."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -160,6 +160,7 @@ class RunFolder:
         self.record = record
         self.model = model
         self.optimizer = optimizer
+        self.lock_file = None  # of rank 0
         self.steps_done = 0
         self.began = self.saved = time.time()
 
@@ -195,6 +196,11 @@ class RunFolder:
         self.lock_file.truncate(0)
         self.lock_file.write(str(os.getpid()))
         self.lock_file.flush()
+
+    def unlock(self):
+        if self.lock_file is not None:
+            self.lock_file.close()
+            self.lock_file = None
 
     def write_record(self):
         if distributed.rank() == 0:
@@ -274,7 +280,8 @@ class RunFolder:
 
     @contextmanager
     def explaining_errors(self) -> Iterator[None]:
-        """Turns a lost process, a full disk or a full GPU into one line that says how to go on."""
+        """Turns a lost process, a full disk or a full GPU into one line that says how to go on. At
+        its end the lock is let go: a notebook may resume its own run."""
         try:
             yield
         except distributed.ProcessEnded as error:
@@ -286,6 +293,8 @@ class RunFolder:
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.path}: {error}; if the disk is full, make room and go on with:"
                              f" python train.py --resume {self.path}") from None
+        finally:
+            self.unlock()
 
     # ---- when it is done
 

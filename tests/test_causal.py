@@ -21,6 +21,7 @@ from oracles import (
     varlen_as_documented,
     wild,
 )
+from test_gpu import flash, gpu
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
@@ -242,6 +243,73 @@ def test_the_whole_model_on_the_flash_kernel_equals_itself_without(monkeypatch):
         monkeypatch.setattr(VARLEN, varlen_as_documented)
         assert model.layout(tokens, starts, read_at).local_mask is None
         torch.testing.assert_close(model(tokens, starts, read_at), expected)
+
+
+@flash
+@pytest.mark.parametrize("window", [None, 15, 63])
+@pytest.mark.parametrize("lengths", [[1], [127], [129, 1, 3, 64], [500, 2, 2, 77], [3000, 5000]])
+def test_the_flash_kernel_and_its_gradients_equal_plain_attention(lengths, window):
+    half = 64 if window is None else window + 1
+    config = causal_config(local_attention=2 * half)
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    tokens = torch.zeros(int(starts[-1]), dtype=torch.long, device="cuda")
+    layout = tinyrm.pack_layout(config, tokens, starts, None, torch.bfloat16)
+    assert layout.flash
+
+    random = torch.Generator("cuda").manual_seed(0)
+    q, k, v, weights = (
+        torch.randn(len(tokens), 2, 32, device="cuda", generator=random).bfloat16()
+        for _ in range(4))
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    ours = causal.causal_attention(*inputs, layout, window)
+    gradients = torch.autograd.grad((ours * weights).sum(), inputs)
+
+    exact = [x.detach().cpu().double().requires_grad_() for x in inputs]
+    plain = tinyrm.plain_attention(*exact, to_the_left(starts, window))
+    wanted = torch.autograd.grad((plain * weights.cpu().double()).sum(), exact)
+    for mine, right in zip((ours, *gradients), (plain, *wanted), strict=True):
+        gap = (mine.cpu().double() - right).norm() / right.norm().clamp(min=1e-9)
+        assert gap < 0.02 or right.norm() < 1e-6  # bf16: 1/256 an operation
+
+
+@flash
+def test_one_query_a_row_on_the_flash_kernel_is_that_row_of_all():
+    model = wild_causal().eval().cuda().set_compute_dtype(torch.bfloat16)
+    _, tokens, starts, read_at = causal_rows([150, 40, 300, 7])
+    with torch.inference_mode():
+        some = model(tokens.cuda(), starts, read_at.cuda())
+        every = model(tokens.cuda(), starts)[read_at.cuda()]
+    assert (some - every).abs().max() < 0.05 * every.abs().max()
+
+
+@gpu
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
+def test_the_device_gives_what_the_processor_gives(dtype, most):
+    model = wild_causal(num_hidden_layers=7)
+    _, tokens, starts, read_at = causal_rows([150, 40, 700])
+    results = []
+    for device, compute_dtype in (("cpu", torch.float32), ("cuda", dtype)):
+        model.to(device).set_compute_dtype(compute_dtype).zero_grad()
+        h = model(tokens.to(device), starts, read_at.to(device))
+        logits = model.logits(h).float()
+        logits.logsumexp(1).sum().backward()
+        gradients = [p.grad.cpu() for p in model.parameters()]
+        results.append([logits.detach().cpu(), *gradients])
+    for mine, right in zip(results[1], results[0], strict=True):
+        assert (mine - right).norm() <= most * right.norm() + 1e-6
+
+
+@gpu
+def test_nothing_of_a_forward_pass_waits_for_the_device():
+    model = wild_causal().eval().cuda().set_compute_dtype(torch.bfloat16)
+    _, tokens, starts, read_at = causal_rows([150, 40])
+    tokens, read_at = tokens.cuda(), read_at.cuda()
+    model(tokens, starts, read_at)  # what is done once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(tokens, starts, read_at)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("layers", [4, 5])  # the last layer global, and local

@@ -4,6 +4,7 @@ without it; all end in peace.
     pytest tests/test_processes.py
 """
 
+import json
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 import train
@@ -30,6 +32,21 @@ def dies(loss):
     return backward(loss)
 
 torch.Tensor.backward = dies
+runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
+"""
+
+
+# train.py, and then the native threads that are left
+THREADS = f"""
+import atexit, os, runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+
+def show():
+    for task in os.listdir("/proc/self/task"):
+        name = open("/proc/self/task/" + task + "/comm").read().strip()
+        print("thread left:", name, flush=True)
+
+atexit.register(show)  # runs last
 runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 """
 
@@ -87,3 +104,29 @@ def test_an_error_before_the_run_is_one_line_of_each_process(flags, tmp_path):
     assert "RuntimeError" not in ended.stderr and not (tmp_path / "run").exists()
     for line in others:  # none if torchrun ended the other one first
         assert line.startswith("error: another process ended: see its message (")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc, which lists threads")
+def test_no_thread_of_the_process_group_is_left_at_the_end(flags, tmp_path):
+    # one that is could abort the interpreter's end: see infra.distributed.leave
+    script = tmp_path / "threads.py"
+    script.write_text(THREADS)
+    ended = torchrun(script, flags(max_steps=1))
+    assert ended.returncode == 0, ended.stderr
+    assert "thread left: python" in ended.stdout and "gloo" not in ended.stdout
+
+
+def test_what_was_dropped_is_counted_over_all_processes(flags, pairs_file, tmp_path):
+    mine = tmp_path / "mine.jsonl"
+    rows = pairs_file.read_text().splitlines()
+    same = json.dumps({"prompt": "same?", "chosen": "one", "rejected": "one"})
+    mine.write_text("\n".join(rows + [same] * 8) + "\n")
+    dropped = {}
+    for name in ("one", "two"):
+        settings = {"data": mine, "out": tmp_path / name, "epochs": 1, "max_steps": 0}
+        if name == "one":
+            train.main(flags(**settings))
+        else:
+            assert torchrun(ROOT / "train.py", flags(**settings)).returncode == 0
+        dropped[name] = json.loads((tmp_path / name / "run.json").read_text())["dropped"]
+    assert dropped["one"] == dropped["two"] != {}

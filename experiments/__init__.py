@@ -1,0 +1,1 @@
+"""The paper's claims and open questions as runs, and what they measure."""
