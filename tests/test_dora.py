@@ -4,8 +4,10 @@ freezing freezes.
     python -m pytest tests/test_dora.py
 """
 
+import argparse
 import json
 
+import benchmark
 import peft
 import pytest
 import torch
@@ -152,20 +154,6 @@ def test_a_layer_trains_and_merges_as_in_peft(inputs, outputs, rank, alpha, use_
 def test_training_begins_at_the_weight_itself():
     base = tinyrm.Linear(7, 11).double()
     torch.testing.assert_close(dora.AdaptedLinear(base, 3, 2.0).merged_weight().weight, base.weight)
-
-
-def test_a_row_of_zeros_stays_one_and_does_not_train():
-    # its norm is 0, by which nothing can be divided
-    base = tinyrm.Linear(7, 11).double()
-    base.weight.data[4] = 0
-    layer = dora.AdaptedLinear(base, 3, 2.0)
-    optimizer = torch.optim.SGD(parts_of(layer).values(), lr=0.1)
-    x = randn(5, 7)
-    for _ in range(3):
-        layer(x).square().sum().backward()
-        optimizer.step()
-    assert not layer(x)[:, 4].any()
-    assert all(p.isfinite().all() for p in parts_of(layer).values())
 
 
 # --- the weight that is kept -----------------------------------------------------------------
@@ -520,7 +508,7 @@ def test_an_adapter_that_is_computed_in_another_way_is_refused(tmp_path, key, va
         dora.load_adapter(small().float(), tmp_path)
 
 
-# --- the script ------------------------------------------------------------------------------
+# --- the benchmark and the script -------------------------------------------------------------
 
 
 def test_the_script_shows_what_trains_at_each_setting(capsys):
@@ -530,3 +518,13 @@ def test_the_script_shows_what_trains_at_each_setting(capsys):
         assert out.count(f"--adapter {adapter:5}") == 2
     everything = sum(p.numel() for p in tinyrm.load(ROOT / "nano").parameters())
     assert f"--adapter full  --freeze 0   {everything:8,}" in out
+
+
+@pytest.mark.parametrize("side, has_magnitudes", [("ours", True), ("lora", False)])
+def test_the_benchmark_against_lora_gives_the_other_side_lora(tmp_path, side, has_magnitudes):
+    config = tinyrm.Config.from_json(benchmark.config_of("tiny"))
+    tinyrm.save(tinyrm.ModernBERT(config), tmp_path)
+    args = argparse.Namespace(base=tmp_path, size="tiny", adapter="dora", side=side)
+    adapters = dora.adapters(benchmark.adapted_model(args)).values()
+    assert len(adapters) > 0
+    assert all((adapted.m is not None) == has_magnitudes for adapted in adapters)

@@ -4,13 +4,11 @@ schedule and one step have their numbers in test_loss.py.
     python -m pytest tests/test_train.py
 """
 
-import fcntl
 import json
 import multiprocessing
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -339,13 +337,6 @@ def test_the_card_says_how_a_model_was_trained(finished):
     assert "labels ` A` and ` B`" in card
 
 
-def test_a_run_without_held_out_pairs_says_so(flags, tmp_path, capsys):
-    train.main(flags(held_out=0))
-    assert "no held-out pairs" in capsys.readouterr().out
-    result = result_of(tmp_path / "run")
-    assert result["n"] == 0 and result["accuracy_after"] is None
-
-
 def test_prompts_beyond_the_limit_are_cut_and_counted(flags, pairs_file, tmp_path):
     rows = [row for _, row in read_json_lines(pairs_file)]
     for row in rows[:5]:
@@ -557,35 +548,6 @@ def test_a_finished_run_says_so(finished, edition):
     assert message == (f"--resume {finished}: this run is finished; judge it with evaluate.py")
 
 
-def test_a_run_whose_pairs_have_changed_is_refused(unfinished, pairs_file, tmp_path):
-    rows = [row for _, row in read_json_lines(pairs_file)]
-    rows[3]["chosen"], rows[3]["rejected"] = rows[3]["rejected"], rows[3]["chosen"]
-    settings = read_json(unfinished / "run.json")["settings"]
-    settings["data"] = [str(write_pairs(tmp_path / "changed.jsonl", *rows))]
-    change_record(unfinished, settings=settings)
-    assert "its pairs changed since then" in message_of(["--resume", str(unfinished)])
-
-
-def test_a_run_whose_model_has_changed_is_refused(flags, tiny, tmp_path, unfinished):
-    model = tinyrm.load(tiny)
-    with torch.no_grad():
-        model.head.dense.weight.mul_(2)
-    tinyrm.save(model, tmp_path / "changed")
-    shutil.copy(tiny / "tokenizer.json", tmp_path / "changed")
-    settings = read_json(unfinished / "run.json")["settings"]
-    settings["model"] = str(tmp_path / "changed")
-    change_record(unfinished, settings=settings)
-    message = message_of(["--resume", str(unfinished)])
-    assert "its model's weights or config.json changed since then" in message
-
-
-def test_a_run_that_another_process_is_at_work_on_is_refused(unfinished):
-    with open(unfinished / "lock", "a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert "is at work on it" in message_of(["--resume", str(unfinished)])
-    train.main(["--resume", str(unfinished)])
-
-
 def test_a_run_that_ended_with_an_error_can_be_resumed_by_the_same_process(flags, tmp_path,
                                                                            monkeypatch):
     def fail(*_):
@@ -597,19 +559,6 @@ def test_a_run_that_ended_with_an_error_can_be_resumed_by_the_same_process(flags
             train.main(flags())
     train.main(["--resume", str(tmp_path / "run")])
     assert is_finished(tmp_path / "run") and error
-
-
-def test_a_damaged_state_is_passed_over_for_the_one_before(unfinished, capsys):
-    (unfinished / "state/step-000009.safetensors").write_bytes(b"half")
-    train.main(["--resume", str(unfinished)])
-    out = capsys.readouterr().out
-    assert "step-000009.safetensors is damaged" in out and "going on after step 6" in out
-
-
-def test_a_run_of_which_no_state_can_be_read_is_refused(unfinished):
-    (state,) = (unfinished / "state").iterdir()
-    state.write_bytes(b"half")
-    assert "no state in it can be read" in message_of(["--resume", str(unfinished)])
 
 
 def test_the_state_of_another_model_is_refused(unfinished):
@@ -670,7 +619,6 @@ def refused(argv, capsys):
     ({"held_out": 999}, "leaves nothing to train on"),
     ({"resume": "nowhere"}, "leave out --domain, --model,"),
     ({"max_length": 16}, "--max-length 16: the template alone needs"),
-    ({"max_length": 9000}, "ends at 8192 tokens"),
 ], ids=str)
 def test_bad_input_is_one_line_and_leaves_nothing(flags, tmp_path, capsys, monkeypatch, changes,
                                                   message):
