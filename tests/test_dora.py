@@ -508,7 +508,7 @@ def test_an_adapter_that_is_computed_in_another_way_is_refused(tmp_path, key, va
         dora.load_adapter(small().float(), tmp_path)
 
 
-# --- the benchmark and the script -------------------------------------------------------------
+# --- the benchmark and the script ------------------------------------------------------------
 
 
 def test_the_script_shows_what_trains_at_each_setting(capsys):

@@ -473,7 +473,7 @@ def begun_run(paper_hub, tmp_path, monkeypatch):
     step = train.train_step
 
     def ends(*args):
-        monkeypatch.setattr(train, "train_step", killed)
+        patch.setattr(train, "train_step", killed)
         return step(*args)
 
     def killed(*args):
@@ -484,7 +484,6 @@ def begun_run(paper_hub, tmp_path, monkeypatch):
         patch.setattr(train, "train_step", ends)
         with pytest.raises(KeyboardInterrupt):
             train.main(short_run("--out", run))
-    monkeypatch.setattr(train, "train_step", step)
 
     for key in (MODEL_KEY, SKYWORK_KEY, BENCHMARK_KEY):
         paper_hub.repos[f"{key}@old"] = paper_hub.repos[key]
