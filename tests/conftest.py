@@ -4,6 +4,7 @@ of a short run, all made on the spot."""
 import json
 import random
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -31,6 +32,15 @@ def byte_tokenizer(special: list[str]) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, initial_alphabet=alphabet)
     tokenizer.train_from_iterator([CORPUS] * 20, trainer)
     return tokenizer
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same numbers each time, also those that a library draws by itself (peft
+    starts its adapters from torch's generator)."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ without it; all end in peace.
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -52,9 +51,9 @@ runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 
 
 def torchrun(script, flags):
-    """The script in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-               "--master-port", str(random.randint(20000, 60000)), str(script)]
+    """The script in two processes, which meet at a port that the system gives them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc-per-node", "2", str(script)]
     return subprocess.run(command + flags, capture_output=True, text=True, timeout=200,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
 

@@ -10,7 +10,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -367,16 +366,10 @@ def test_what_changes_memory_does_not_change_the_weights(flags, finished, tmp_pa
     assert largest_difference(finished, tmp_path / "other") < 1e-4
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def test_two_processes_give_the_weights_and_the_numbers_of_one(flags, finished, tmp_path):
     argv = flags(out=tmp_path / "two")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-                "--master-port", str(free_port()), ROOT / "train.py", *argv]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                "--nproc-per-node", "2", ROOT / "train.py", *argv]
     ended = subprocess.run(torchrun, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
 
