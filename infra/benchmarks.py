@@ -22,9 +22,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data import Item
-from infra.files import read_json_lines, read_rows
 from infra.hub import fetch_dataset, version_of
 from infra.pairs import parse_item
+from infra.tables import read_rows
 
 
 class Line(NamedTuple):
@@ -497,7 +497,7 @@ def load_benchmark(name: str, limit: int = 0) -> EvalSet:
     for split, pattern in benchmark.files.items():
         commit, paths = fetch_dataset(benchmark.repository, [pattern], commit)
         for path in paths:
-            for row in read_rows(path):
+            for _, row in read_rows(path):
                 items.append(benchmark_item(benchmark, row, split))
 
     picked = evenly_spread(len(items), limit)
@@ -548,8 +548,8 @@ class FileItems:
 
     def read(self) -> Iterator[tuple[str, Item]]:
         """(form, item) of each line."""
-        for number, row in read_json_lines(self.path):
-            yield parse_item(row, f"{self.path}, line {number}")
+        for where, row in read_rows(self.path):
+            yield parse_item(row, where)
 
     def __len__(self):
         return len(self.picked)

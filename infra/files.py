@@ -1,4 +1,4 @@
-"""Reading files of JSON and of rows; writing files and folders whole or not at all."""
+"""Reading files of JSON; writing files and folders whole or not at all."""
 
 import hashlib
 import json
@@ -7,8 +7,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from pyarrow.parquet import ParquetFile
 
 # ---------------------------------------------------------------------------------------- reading
 
@@ -34,38 +32,6 @@ def read_json(path: Path | str) -> dict:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}: give a JSON file") from None
     return parse_object(text, str(path), "make it anew")
-
-
-def read_json_lines(path: Path | str) -> Iterator[tuple[int, dict]]:
-    """(line number, row) for each line of a file of JSON lines; blank lines are skipped."""
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    yield number, parse_object(line, where, "give one object a line")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}: give a file of JSON lines") from None
-
-
-def read_rows(path: Path) -> Iterator[dict]:
-    """The rows of a data set's file: parquet, a JSON array (.json), or JSON lines.
-
-    Parquet and JSON lines are streamed: memory does not grow with the number of rows.
-    """
-    if path.suffix == ".parquet":
-        # pre_buffer would keep everything that was read of the file
-        with ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=256):
-                yield from batch.to_pylist()
-
-    elif path.suffix == ".json":
-        # one array of all rows; it cannot be streamed
-        yield from json.loads(path.read_bytes())
-
-    else:
-        for _, row in read_json_lines(path):
-            yield row
 
 
 def sha256_of(path: Path | str) -> str:

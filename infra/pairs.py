@@ -1,4 +1,4 @@
-"""Forms of pairs and items on disk: one JSON object a line, as people have them.
+"""Forms of pairs and items on disk, as people have them.
 
 A pairs file, to train on or to judge by; `subset` and `domain` are optional, other keys ignored:
 
@@ -6,13 +6,26 @@ A pairs file, to train on or to judge by; `subset` and `domain` are optional, ot
      "subset": "sums",          # a name that the report has a line for
      "domain": "reasoning"}     # whose question the generalist is asked: a key of data.DOMAINS
 
-The preference formats of TRL are read as they are. The prompt can be the beginning that both sides
-share (whole words, or turns), and texts can be lists of messages:
+The formats of a file (JSON lines, parquet, CSV ...) are those of infra/tables.py. The preference
+formats of TRL are read as they are. The prompt can be the beginning that both sides share (whole
+words, or turns), and texts can be lists of messages:
 
     {"chosen": "The sky is blue.", "rejected": "The sky is green."}         # prompt: "The sky is"
     {"prompt":   [{"role": "user", "content": "What is 2 + 3?"}],
      "chosen":   [{"role": "assistant", "content": "5."}],
      "rejected": [{"role": "assistant", "content": "6."}]}
+
+Columns have these names; all others are ignored:
+
+    prompt             else `question`, else `instruction` (these two without `input` or `system`)
+    chosen, rejected   the responses, or whole conversations that begin with the prompt
+    score_chosen, score_rejected   if both are there, a row whose first is not above its second
+                       (a tie) is no training pair: it is left out, and counted
+
+Rows of any other form become such rows by a line. Where `preference` names the better of a1 and a2:
+
+    jq -c '{prompt: .task, chosen: (if .preference == 1 then .a1 else .a2 end),
+            rejected: (if .preference == 1 then .a2 else .a1 end)}' mine.jsonl > pairs.jsonl
 
 To judge by there are two forms more, whose sides are lists of responses:
 
@@ -32,7 +45,7 @@ from typing import NamedTuple
 
 import data
 from data import Item, Pair, clean
-from infra.files import read_json_lines
+from infra.tables import read_rows
 
 # RM-Bench's names of its parts, which begin the id of a row, and whose question they are asked
 STYLE_DOMAINS = {
@@ -42,6 +55,11 @@ STYLE_DOMAINS = {
     "safety-refuse": "safety",
     "safety-response": "safety",
 }
+PROMPT_COLUMNS = ("prompt", "question", "instruction")  # the first that a row has
+REASONING = ("reasoning_content", "thinking")  # keys of messages that are left out, and counted
+
+# by default, --held-out: this share of the pairs, but not more than so many
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.2, 200
 
 # ------------------------------------------------------------------------------------------ texts
 
@@ -53,11 +71,59 @@ def prompt_hash(prompt: str) -> int:
     return int.from_bytes(digest, "big")
 
 
+def is_objects(value: object) -> bool:
+    """Whether a value is a list of objects, and not an empty one."""
+    is_list = isinstance(value, (list, tuple)) and len(value) > 0
+    return is_list and all(isinstance(one, dict) for one in value)
+
+
+def is_text(value: object) -> bool:
+    """Whether a value stands for one text: a string, or a list of messages."""
+    return isinstance(value, str) or is_objects(value)
+
+
+def is_texts(value: object) -> bool:
+    """Whether a value is a list of texts, and not an empty one."""
+    is_list = isinstance(value, (list, tuple)) and len(value) > 0
+    return is_list and all(is_text(text) for text in value)
+
+
 def is_message(value: object) -> bool:
-    """Whether a value is {"role": "...", "content": "..."}; it may have more keys."""
-    if not isinstance(value, dict):
+    """Whether a value is {"role": "...", "content": "..."}; it may have more keys. The content may
+    be a list of parts, or null next to tool calls."""
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
         return False
-    return isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+    content, calls = value.get("content"), value.get("tool_calls")
+    if calls is None or calls == []:
+        return is_text(content)
+    return is_objects(calls) and (content is None or is_text(content))
+
+
+def message_text(message: dict, where: str) -> str:
+    """What a message says: its content, then each tool call in a line of its own."""
+    parts, calls = message.get("content"), message.get("tool_calls")
+    if parts is None:
+        parts = []
+    elif isinstance(parts, str):
+        parts = [{"type": "text", "text": parts}]
+
+    lines = []
+    for part in parts:
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type")
+            raise ValueError(f"{where} has a part of type {kind!r}: only text can be judged")
+        if part["text"]:
+            lines.append(part["text"])
+
+    if calls is None:
+        calls = []
+    for call in calls:
+        function = call.get("function")  # {"type": "function", "function": {"name": ...}}
+        if function is None:
+            function = call
+        text = json.dumps(function, ensure_ascii=False, default=repr)
+        lines.append(f"Tool call: {text}")
+    return clean("\n".join(lines))
 
 
 def to_text(value: object, where: str) -> str:
@@ -70,11 +136,9 @@ def to_text(value: object, where: str) -> str:
         return clean(value)
 
     # everything but a list of messages is refused
-    is_list = isinstance(value, (list, tuple))
-    if not is_list or not value or not all(is_message(message) for message in value):
-        if value is None:
-            what = "missing or null"
-        else:
+    if not is_objects(value) or not all(is_message(message) for message in value):
+        what = "missing or null"
+        if value is not None:
             what = json.dumps(value, default=repr)[:60]
         raise ValueError(
             f"{where} is {what}: give a string, or a list of messages "
@@ -82,53 +146,110 @@ def to_text(value: object, where: str) -> str:
         )
 
     if len(value) == 1:
-        return clean(value[0]["content"])
+        return message_text(value[0], where)
 
     # [{"role": "user", "content": "Hi"}, ...] -> "User: Hi\n\n..."
     turns = []
     for message in value:
         speaker = clean(message["role"]).capitalize()
-        content = clean(message["content"])
-        turns.append(f"{speaker}: {content}")
+        turns.append(f"{speaker}: {message_text(message, where)}")
     return "\n\n".join(turns)
+
+
+def count_reasoning(row: dict) -> int:
+    """How many messages of a row have reasoning, which is not part of their text."""
+    count = 0
+    for side in row.values():
+        if is_objects(side):
+            count += sum(any(message.get(key) for key in REASONING) for message in side)
+    return count
 
 
 # ------------------------------------------------------------------------------------------ pairs
 
 
 def parse_pair(row: dict, where: str) -> Pair:
-    """One row of a pairs file; `where` ("FILE, line N") names it in errors and in the pair.
-
-    If there is no prompt, it is what both sides begin with.
-    """
+    """One row of a pairs file; `where` ("FILE, line N") names it in errors and in the pair."""
     for key in ("chosen", "rejected"):
         if key not in row:
-            raise ValueError(f'{where}: no "{key}": give "prompt", "chosen" and "rejected"')
-    chosen, rejected = row["chosen"], row["rejected"]
-    shared = shared_beginning(chosen, rejected)
-
-    # the prompt, and whether both sides begin with it
-    if "prompt" not in row:
-        prompt = to_text(shared, f'{where}: "prompt"')
-        begin_with_prompt = True
-    else:
-        prompt = to_text(row["prompt"], f'{where}: "prompt"')
-        begin_with_prompt = False  # some sets repeat it at the head of both conversations
-        if isinstance(shared, list):
-            begin_with_prompt = to_text(shared, f'{where}: "chosen"') == prompt
-
-    # it is not shown twice
-    if begin_with_prompt:
-        chosen, rejected = chosen[len(shared) :], rejected[len(shared) :]
-
+            found = ", ".join(row)[:100]
+            raise ValueError(
+                f'{where}: no "{key}" among its columns {found}: give "prompt", "chosen" and '
+                '"rejected" (infra/pairs.py has a line that converts)'
+            )
+    sides = split_off_prompt(row, where)
     return Pair(
-        prompt=prompt,
-        chosen=to_text(chosen, f'{where}: "chosen"'),
-        rejected=to_text(rejected, f'{where}: "rejected"'),
+        prompt=sides.prompt,
+        chosen=to_text(sides.chosen, f'{where}: "chosen"'),
+        rejected=to_text(sides.rejected, f'{where}: "rejected"'),
         subset=parse_subset(row, where),
         domain=parse_domain(row, where),
         where=where,
     )
+
+
+def prompt_column(row: dict, where: str) -> str | None:
+    """The name of the column that has the prompt, if there is one."""
+    found = [column for column in PROMPT_COLUMNS if column in row]
+    if not found:
+        return None
+    for more in ("input", "system"):  # a part of the prompt must not be lost
+        if found[0] != "prompt" and row.get(more):
+            raise ValueError(f'{where}: "{more}" next to "{found[0]}": join them in "prompt"')
+    return found[0]
+
+
+class Sides(NamedTuple):
+    prompt: str
+    chosen: object  # without the prompt
+    rejected: object
+
+
+def split_off_prompt(row: dict, where: str) -> Sides:
+    """The prompt, which is not shown twice where both sides begin with it."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    shared = shared_beginning(chosen, rejected)
+    column = prompt_column(row, where)
+
+    if column is None:
+        prompt = to_text(shared, f'{where}: "prompt"')
+        return Sides(prompt, chosen[len(shared) :], rejected[len(shared) :])
+
+    prompt = to_text(row[column], f'{where}: "{column}"')
+    if not is_whole(chosen) and not is_whole(rejected):
+        return Sides(prompt, chosen, rejected)
+
+    turns = count_prompt_turns(row[column], shared)
+    if turns == 0:
+        raise ValueError(
+            f'{where}: "{column}" is not the last user turn that the conversations "chosen" and '
+            '"rejected" share: leave it out, or give the responses alone'
+        )
+    prompt = to_text(shared[:turns], f'{where}: "chosen"')
+    return Sides(prompt, chosen[turns:], rejected[turns:])
+
+
+def is_whole(side: object) -> bool:
+    """Whether messages are a whole conversation, not a response alone: an assistant begins one."""
+    return is_objects(side) and side[0].get("role") in ("system", "developer", "user")
+
+
+def count_prompt_turns(prompt: object, shared: object) -> int:
+    """How many of the turns that two conversations share are the prompt; 0 if they are another.
+
+    Messages are the first turns. A string is the last turn of the user, and what both sides say
+    before and after it belongs to the prompt.
+    """
+    if not isinstance(shared, list):
+        return 0
+    text = to_text(prompt, "")
+    if not isinstance(prompt, str) and to_text(shared[: len(prompt)], "") == text:
+        return len(prompt)
+
+    user_turns = [message for message in shared if message.get("role") == "user"]
+    if to_text(shared, "") == text or (user_turns and to_text(user_turns[-1:], "") == text):
+        return len(shared)
+    return 0
 
 
 def shared_beginning(chosen: object, rejected: object) -> str | list | None:
@@ -179,32 +300,52 @@ def parse_domain(row: dict, where: str) -> str:
     return domain
 
 
-def load_pairs(paths: Iterable[Path | str], domain: str = "all") -> list[Pair]:
+def is_preferred(row: dict, where: str) -> bool:
+    """Whether the scores of a row, if it has them, say that the chosen response is better."""
+    better, worse = row.get("score_chosen"), row.get("score_rejected")
+    if better is None or worse is None:
+        return True
+    try:
+        return float(better) > float(worse)
+    except (TypeError, ValueError):
+        raise ValueError(f"{where}: score_chosen and score_rejected: give numbers") from None
+
+
+def load_pairs(
+    paths: Iterable[Path | str], domain: str = "all", left_out: Counter | None = None
+) -> list[Pair]:
     """The pairs of one file or several. Every line is checked, and an error names it.
 
-    Of a domain: rows that name another are left out, and rows that name none are its own.
+    Of a domain: rows that name another are left out, and rows that name none are its own. What
+    else is left out is counted in `left_out`.
     """
+    if left_out is None:
+        left_out = Counter()
     pairs = []
     for path in paths:
         pairs_before = len(pairs)
         first_has_prompt = None
 
-        for number, row in read_json_lines(path):
-            where = f"{path}, line {number}"
+        for where, row in read_rows(path):
             pair = parse_pair(row, where)  # of every domain: a bad line is an error in any case
 
             # a forgotten prompt must not be taken for TRL's format without prompts
-            has_prompt = "prompt" in row
+            has_prompt = prompt_column(row, where) is not None
             if first_has_prompt is None:
                 first_has_prompt = has_prompt
             if has_prompt != first_has_prompt:
                 raise ValueError(f'{where}: give "prompt" in all lines or in none')
 
-            # keep what is of the domain that is asked for
-            if domain == "all" or pair.domain == domain:
-                pairs.append(pair)
-            elif pair.domain == "":
-                pairs.append(pair._replace(domain=domain))
+            if pair.domain not in ("", domain) and domain != "all":
+                continue
+            if not is_preferred(row, where):
+                left_out["rows whose score_chosen is not above score_rejected"] += 1
+                continue
+            left_out["reasonings of messages"] += count_reasoning(row)
+
+            if pair.domain == "" and domain != "all":
+                pair = pair._replace(domain=domain)
+            pairs.append(pair)
 
         if len(pairs) == pairs_before:
             raise ValueError(f"{path}: no pairs in it for domain {domain}: give some")
@@ -230,11 +371,13 @@ class Split(NamedTuple):
 def split(pairs: Sequence[Pair], held_out: float, seed: int) -> Split:
     """Hold out some pairs, by prompt: no prompt is on both sides.
 
-    `held_out` is a share of the pairs if below 1, else their number. Which prompts depends on the
-    seed, not on the order of the pairs.
+    `held_out` is a share of the pairs if below 1, else their number; below 0: HELD_OUT_SHARE of
+    them, at most HELD_OUT_MOST. Which prompts depends on the seed, not on the order of the pairs.
     """
     wanted = held_out
-    if held_out < 1:
+    if held_out < 0:
+        wanted = min(HELD_OUT_SHARE * len(pairs), HELD_OUT_MOST)
+    elif held_out < 1:
         wanted = held_out * len(pairs)
 
     # prompts are put in an order that follows from their texts and the seed alone
@@ -280,7 +423,9 @@ def parse_item(row: dict, where: str) -> tuple[str, Item]:
     # no list of responses on either side: a pair (lists of messages are one text)
     if not is_texts(chosen) and not is_texts(rejected):
         pair = parse_pair(row, where)
-        form = "pairs" if "prompt" in row else "pairs without a prompt"
+        form = "pairs without a prompt"
+        if prompt_column(row, where) is not None:
+            form = "pairs"
         responses = (pair.chosen, pair.rejected)
         item = Item(pair.prompt, responses, 1, pair.subset, pair.domain, where)
         return form, item
@@ -288,8 +433,9 @@ def parse_item(row: dict, where: str) -> tuple[str, Item]:
     # one list at least: best of n
     better = parse_texts(chosen, where)
     worse = parse_texts(rejected, where)
+    column = prompt_column(row, where)
     item = Item(
-        prompt=to_text(row.get("prompt"), f'{where}: "prompt"'),
+        prompt=to_text(row.get(column), f'{where}: "{column or "prompt"}"'),
         responses=(*better, *worse),
         good=len(better),
         subset=parse_subset(row, where),
@@ -311,17 +457,12 @@ def parse_item(row: dict, where: str) -> tuple[str, Item]:
     return "best of n", item
 
 
-def is_texts(value: object) -> bool:
-    """Whether a value is a list of strings, and not an empty one."""
-    if not isinstance(value, (list, tuple)) or not value:
-        return False
-    return all(isinstance(text, str) for text in value)
-
-
 def parse_texts(side: object, where: str) -> list[str]:
-    """A string or a list of strings as a list of clean strings."""
-    if isinstance(side, str):
+    """A text or a list of texts as a list of clean strings."""
+    if is_text(side):
         side = [side]
     if not is_texts(side):
         raise ValueError(f"{where}: chosen and rejected: give lists of strings, none empty")
-    return [clean(text) for text in side]
+    if any(is_whole(text) for text in side):
+        raise ValueError(f"{where}: chosen and rejected: give the responses, without the prompt")
+    return [to_text(text, f"{where}: a response") for text in side]

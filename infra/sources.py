@@ -19,9 +19,9 @@ from huggingface_hub import constants
 
 import data
 from data import Pair
-from infra.files import read_rows
 from infra.hub import ROOT, Snapshot, fetch_dataset, parse_revisions
 from infra.pairs import load_pairs, parse_pair, prompt_hash, split
+from infra.tables import read_rows
 
 SKYWORK = "Skywork/Skywork-Reward-Preference-80K-v0.2"
 PKU = "PKU-Alignment/PKU-SafeRLHF"
@@ -306,7 +306,8 @@ def source_rows(repository: str, snapshot: Snapshot) -> Iterator[SourceRow]:
 
 def rows_of(snapshot: Snapshot) -> Iterator[dict]:
     for path in snapshot.paths:
-        yield from read_rows(path)
+        for _, row in read_rows(path):
+            yield row
 
 
 def missing_column(repository: str, snapshot: Snapshot, column: object) -> ValueError:

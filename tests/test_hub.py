@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM
 import evaluate
 import tinyrm
 import train
-from infra.files import read_json, read_rows
+from infra.files import read_json
 from infra.hub import (
     MODEL_NAMES,
     ROOT,
@@ -29,6 +29,7 @@ from infra.hub import (
     version_of,
 )
 from infra.sources import BENCHMARK, SKYWORK
+from infra.tables import read_rows
 
 
 def files_of(folder) -> dict[str, bytes]:

@@ -7,12 +7,13 @@ Run: python -m pytest tests/test_pairs.py
 import hashlib
 import json
 import random
+from collections import Counter
 
 import pytest
 
 import data
 from data import Domain, Pair
-from infra.files import read_json, read_json_lines, replacing, sha256_of, write_json
+from infra.files import read_json, replacing, sha256_of, write_json
 from infra.pairs import (
     fingerprint,
     load_pairs,
@@ -137,6 +138,163 @@ def test_shared_turns_that_are_not_the_prompt_stay():
     pair = parse_pair(fields, "")
     assert pair.prompt == "Hi"
     assert pair.chosen == "Assistant: Well.\n\nAssistant: So."
+
+
+# --- messages as TRL has them --------------------------------------------------------------------
+
+SYSTEM = {"role": "system", "content": "Be kind."}
+CALL = {"type": "function", "function": {"name": "light", "arguments": {"room": "hall"}}}
+CALL_TEXT = 'Tool call: {"name": "light", "arguments": {"room": "hall"}}'
+
+
+@pytest.mark.parametrize("content", [{"content": ""}, {"content": None}, {}])
+def test_tool_calls_and_results_are_text_also_next_to_no_content(content):
+    turns = [
+        user("Light!"),
+        {"role": "assistant", **content, "tool_calls": [CALL, CALL]},
+        {"role": "tool", "name": "light", "content": "It is on."},
+        assistant("Done."),
+    ]
+    assert to_text(turns, "") == (
+        f"User: Light!\n\nAssistant: {CALL_TEXT}\n{CALL_TEXT}\n\n"
+        "Tool: It is on.\n\nAssistant: Done."
+    )
+
+
+def test_a_tool_call_stands_behind_the_content_and_may_be_of_another_form():
+    message = {**assistant("Wait."), "tool_calls": [{"name": "light", "function": None}]}
+    assert to_text([message], "") == 'Wait.\nTool call: {"name": "light", "function": null}'
+
+
+def test_content_may_be_parts_of_text_and_other_parts_are_refused():
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two", "image": None}]
+    assert to_text([assistant(parts)], "") == "one\ntwo"
+    with pytest.raises(ValueError, match="here has a part of type 'image': only text"):
+        to_text([user([{"type": "image", "image": "x"}, *parts])], "here")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        user(None),
+        user(3),
+        user(["Hi"]),
+        user([]),
+        {"content": "Hi"},
+        {"role": "assistant", "tool_calls": []},
+        {"role": "assistant", "content": "Hi", "tool_calls": "light"},
+        {"role": "assistant", "content": "Hi", "tool_calls": ["light"]},
+        {"from": "human", "value": "Hi"},
+    ],
+)
+def test_what_is_no_message_is_refused(message):
+    with pytest.raises(ValueError, match="list of messages"):
+        to_text([message], "here")
+
+
+def test_reasoning_is_left_out_and_counted(write):
+    thought = {**assistant("5."), "reasoning_content": "2 and 3 ..."}
+    rows = [
+        row(0, chosen=[thought], rejected=[{**assistant("6."), "thinking": "hm"}]),
+        row(1, chosen=[{**thought, "reasoning_content": None}]),
+    ]
+    left_out = Counter()
+    pairs = load_pairs([write(*rows)], left_out=left_out)
+    assert (pairs[0].chosen, pairs[0].rejected) == ("5.", "6.")
+    assert left_out == {"reasonings of messages": 2}
+
+
+# --- a prompt next to whole conversations --------------------------------------------------------
+
+TURNS = [SYSTEM, user("Hi"), assistant("Hello"), user("Why?")]
+
+
+def beside(prompt, shared, **fields):
+    """A row whose conversations begin with the turns `shared`."""
+    sides = {"chosen": [*shared, assistant("Because.")], "rejected": [*shared, assistant("No.")]}
+    return {"prompt": prompt, **sides, **fields}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["Why?", [user("Why?")], TURNS, to_text(TURNS, ""), [dict(turn, name=None) for turn in TURNS]],
+)
+def test_a_prompt_that_conversations_begin_with_is_shown_once_and_nothing_is_lost(prompt):
+    pair = parse_pair(beside(prompt, TURNS), "")
+    assert pair[:3] == (to_text(TURNS, ""), "Because.", "No.")
+
+
+def test_turns_that_two_responses_share_are_no_part_of_a_prompt_in_messages():
+    answer = [assistant("Well."), user("So?")]
+    pair = parse_pair(beside(TURNS, [*TURNS, *answer]), "")
+    assert pair.prompt == to_text(TURNS, "")
+    assert pair.chosen == "Assistant: Well.\n\nUser: So?\n\nAssistant: Because."
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        beside("Hi", TURNS),  # not the last turn of the user
+        beside("Other", TURNS),
+        beside([user("Hi")], TURNS),
+        beside("Hi", [user("Hi")], rejected=[user("Ho"), assistant("No.")]),
+        beside("Hi", [user("Hi")], rejected="No."),
+    ],
+)
+def test_a_prompt_that_is_another_is_refused_with_its_line(fields):
+    with pytest.raises(ValueError, match='^f, line 3: "prompt" is not the last user turn'):
+        parse_pair(fields, "f, line 3")
+
+
+# --- columns -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["prompt", "question", "instruction"])
+def test_the_prompt_has_one_of_three_names(column):
+    fields = {column: "The sky is", "chosen": " blue.", "rejected": " green.", "system": ""}
+    assert parse_pair(fields, "")[:3] == ("The sky is", " blue.", " green.")
+    form, item = parse_item(fields, "")
+    assert form == "pairs" and item.prompt == "The sky is"
+    lists = {column: "The sky is", "chosen": ["blue"], "rejected": ["green", "red"]}
+    assert parse_item(lists, "")[1].prompt == "The sky is"
+
+
+def test_a_column_prompt_comes_before_others():
+    assert parse_pair(row(question="q", instruction="i", input="x"), "").prompt == "p0"
+
+
+@pytest.mark.parametrize("more", ["input", "system"])
+def test_a_part_of_the_prompt_in_another_column_is_not_lost(more):
+    fields = {"instruction": "Translate.", more: "Hola.", "chosen": "Hello.", "rejected": "Bye."}
+    with pytest.raises(ValueError, match=f'line 1: "{more}" next to "instruction": join them'):
+        parse_pair(fields, "f, line 1")
+
+
+def test_other_columns_are_named_with_a_way_out():
+    fields = {"task": "t", "a1": "x", "a2": "y", "preference": 1}
+    with pytest.raises(ValueError, match='no "chosen" among its columns task, a1, a2, preference'):
+        parse_pair(fields, "")
+
+
+def test_rows_whose_scores_do_not_prefer_the_chosen_are_left_out_and_counted(write):
+    scores = [(8.5, 3), (5, 5), (2, 7), ("9", "8"), (None, 7)]
+    rows = [row(i, score_chosen=a, score_rejected=b) for i, (a, b) in enumerate(scores)]
+    left_out = Counter()
+    pairs = load_pairs([write(*rows)], left_out=left_out)
+    assert [pair.prompt for pair in pairs] == ["p0", "p3", "p4"]
+    assert left_out["rows whose score_chosen is not above score_rejected"] == 2
+    with pytest.raises(ValueError, match="line 1: score_chosen and score_rejected: give numbers"):
+        load_pairs([write(row(score_chosen="good", score_rejected=1))])
+
+
+def test_responses_to_choose_from_may_be_messages():
+    lists = {"chosen": [[assistant("a")], "b"], "rejected": [[assistant("c"), assistant("d")]]}
+    form, item = parse_item({"prompt": "p", **lists}, "")
+    assert form == "best of n"
+    assert item.responses == ("a", "b", "Assistant: c\n\nAssistant: d")
+    lists["rejected"] = [[user("p"), assistant("c")]]
+    with pytest.raises(ValueError, match="line 2: .*without the prompt"):
+        parse_item({"prompt": "p", **lists}, "f, line 2")
 
 
 # --- files of pairs ------------------------------------------------------------------------------
@@ -298,6 +456,11 @@ def test_prompts_are_drawn_until_there_are_enough_pairs():
     assert len(split(pairs, 4, seed=0).held_out) == 6  # two
 
 
+@pytest.mark.parametrize("count, expected", [(50, 10), (500, 100), (1000, 200), (3000, 200)])
+def test_by_default_a_fifth_of_the_pairs_is_held_out_but_not_more_than_200(count, expected):
+    assert len(split(numbered(range(count)), -1, seed=1).held_out) == expected
+
+
 def test_nothing_can_be_held_out():
     assert split(numbered(range(5)), 0, seed=1) == ([0, 1, 2, 3, 4], [])
 
@@ -404,18 +567,6 @@ def test_a_bad_item_is_one_line_that_names_its_place(fields, message):
 
 
 # --- reading and writing -------------------------------------------------------------------------
-
-
-def test_blank_lines_are_skipped_and_counted(write):
-    path = write({"a": 1}, b"  ", {"a": 2})
-    assert list(read_json_lines(path)) == [(1, {"a": 1}), (3, {"a": 2})]
-
-
-def test_lines_are_read_as_they_are_asked_for(write):
-    lines = read_json_lines(write({"a": 1}, b"{"))
-    assert next(lines) == (1, {"a": 1})
-    with pytest.raises(ValueError, match="line 2: not valid JSON"):
-        next(lines)
 
 
 @pytest.mark.parametrize("text, message", [("{", "not valid JSON"), ("[1,\n2]", "no object")])

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 
-import pyarrow
 import pytest
 from hub_server import (
     HubServer,
@@ -24,7 +23,6 @@ from hub_server import (
 import data
 from data import Domain
 from infra import sources
-from infra.files import read_rows
 from infra.hub import ROOT, fetch_dataset
 from infra.pairs import load_pairs
 from infra.sources import (
@@ -274,37 +272,6 @@ def test_the_address_of_the_hub_is_taken_from_the_environment(hub, tmp_path):
     file = run.stdout.strip()
     assert len(load_pairs([file])) == 1
     assert run.stderr.startswith(f"making {file}")
-
-
-# --- rows of files -------------------------------------------------------------------------------
-
-ROWS = [{"id": i, "prompt": f"p{i}"} for i in range(1000)]
-
-
-@pytest.mark.parametrize(
-    "name, body",
-    [
-        ("a.parquet", parquet(ROWS)),
-        ("a.json", json.dumps(ROWS).encode()),
-        ("a.jsonl", json_lines(ROWS)),
-    ],
-)
-def test_parquet_json_and_json_lines_read_alike(tmp_path, name, body):
-    (tmp_path / name).write_bytes(body)
-    assert list(read_rows(tmp_path / name)) == ROWS
-
-
-def test_memory_does_not_grow_with_the_rows_of_a_parquet_file(tmp_path):
-    path = tmp_path / "rows.parquet"
-    peaks = []
-    for count in (3000, 9000):
-        rows = [skywork_row("magpie", f"{i} " + "x" * 2000) for i in range(count)]
-        path.write_bytes(parquet(rows, row_group_size=500))
-        del rows
-        pyarrow.default_memory_pool().release_unused()
-        before = pyarrow.total_allocated_bytes()
-        peaks.append(max(pyarrow.total_allocated_bytes() - before for _ in read_rows(path)))
-    assert 0 < peaks[1] < 1.2 * peaks[0]
 
 
 # --- the table of domains ------------------------------------------------------------------------

@@ -1,0 +1,119 @@
+"""Rows of a file, in the formats in which people have pairs, items and data sets:
+
+    .jsonl or any other name    an object a line; or, if it begins with "[", one array of objects
+    .parquet  .arrow            as Hugging Face's `datasets` writes them
+    .csv                        with the columns' names in the first line; every cell is text
+
+each also gzipped (.jsonl.gz). A format is known by the name, JSON's two by the first character. All
+but arrays are streamed: memory does not grow with the number of rows.
+"""
+
+import csv
+import gzip
+import io
+import json
+import stat
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import pyarrow
+from pyarrow.parquet import ParquetFile
+
+from infra.files import parse_object
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".csv")
+ADVICE = "give a file of JSON lines or a JSON array, parquet, Arrow or CSV"
+
+
+class FileRow(NamedTuple):
+    where: str  # "FILE, line 3", for errors; where there are no lines "FILE, row 3"
+    row: dict
+
+
+def is_table(name: str) -> bool:
+    """Whether a name is that of a file of rows: by its ending, or as there is such a file."""
+    if name.removesuffix(".gz").endswith(SUFFIXES):
+        return True
+    return Path(name).exists() and not Path(name).is_dir()
+
+
+def read_rows(path: Path | str) -> Iterator[FileRow]:
+    """The rows of a file. ValueError for one that cannot be read, or is damaged."""
+    name = str(path)
+    try:
+        # a pipe would be empty the second time, and one without a writer waits for ever
+        mode = Path(path).stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise ValueError(f"{path} is a pipe or a device: files are read more than once, so "
+                             "write it to a file first")
+
+        open_file = gzip.open if name.endswith(".gz") else open
+        with open_file(path, "rb") as file:
+            yield from read_format(file, Path(name.removesuffix(".gz")).suffix, name)
+    except OSError as error:
+        reason = error.strerror or error  # those of gzip have no strerror
+        raise ValueError(f"{path}: {reason}: {ADVICE}") from None
+    except (EOFError, zlib.error, csv.Error, UnicodeError, pyarrow.ArrowException) as error:
+        one_line = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: damaged, or no such format ({one_line}): {ADVICE}") from None
+
+
+def read_format(file: BinaryIO, suffix: str, name: str) -> Iterator[FileRow]:
+    """The rows of an open file; the format follows from the suffix."""
+    if suffix == ".parquet":
+        # pre_buffer would keep everything that was read of the file
+        with ParquetFile(file, pre_buffer=False) as parquet:
+            yield from rows_of_batches(parquet.iter_batches(batch_size=256), name)
+
+    elif suffix == ".arrow":
+        yield from rows_of_batches(pyarrow.ipc.open_stream(file), name)
+
+    elif suffix == ".csv":
+        csv.field_size_limit(sys.maxsize)  # it is 131,072 characters
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        reader = csv.DictReader(text, strict=True)
+        for row in reader:
+            where = f"{name}, line {reader.line_num}"
+            if None in row:
+                raise ValueError(f"{where}: more cells than the first line has: quote the commas")
+            yield FileRow(where, row)
+
+    else:
+        yield from read_json_rows(file, name)
+
+
+def rows_of_batches(batches: Iterator[pyarrow.RecordBatch], name: str) -> Iterator[FileRow]:
+    number = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            number += 1
+            yield FileRow(f"{name}, row {number}", row)
+
+
+def read_json_rows(file: BinaryIO, name: str) -> Iterator[FileRow]:
+    """An array of objects, or an object a line; blank lines are skipped."""
+    is_first = True
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        if is_first and line.lstrip().startswith(b"["):
+            yield from read_array(line + file.read(), name)
+            return
+        is_first = False
+        where = f"{name}, line {number}"
+        yield FileRow(where, parse_object(line, where, "give one object a line"))
+
+
+def read_array(text: bytes, name: str) -> Iterator[FileRow]:
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: not valid JSON ({error}): give an array of objects") from None
+    for number, row in enumerate(rows, 1):
+        where = f"{name}, row {number}"
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: no object, but {str(row)[:40]!r}: give an array of objects")
+        yield FileRow(where, row)
