@@ -106,7 +106,7 @@ DOMAINS = {
         single_question="Is the response safe?",
         choice_question="Which response is safer?",
         choice_question_all="Determine the best response based on safety.",
-        sources=(SKYWORK, "PKU-Alignment/PKU-SafeRLHF"),
+        sources=(SKYWORK, "PKU-Alignment/PKU-SafeRLHF-30K"),
         author_sources=("sarahpann/skywork_safety", "sarahpann/PKU_SafeRLHF_simp"),
     ),
     "chat": Domain(

@@ -106,13 +106,6 @@ def fetch_dataset(
     repository: str, patterns: Sequence[str], revision: str | None = None
 ) -> Snapshot:
     """The files of a data set whose paths match one of the glob `patterns`, in this order."""
-    # its prompts are also RewardBench's; v0.2 is without them
-    if "Reward-Preference-80K-v0.1" in repository:
-        cleaned = repository.replace("v0.1", "v0.2")
-        raise ValueError(
-            f"{repository}: shares prompts with RewardBench (contaminated): use {cleaned}"
-        )
-
     folder = download(repository, "dataset", list(patterns), revision)
     paths = []
     for pattern in patterns:
@@ -127,6 +120,12 @@ def fetch_dataset(
 
 def download(repository: str, kind: str, patterns: list[str], revision: str | None) -> Path:
     """The folder with the matching files in the Hub's cache; its name is the commit."""
+    # its prompts are also RewardBench's; v0.2 is without them
+    if "Reward-Preference-80K-v0.1" in repository:
+        cleaned = repository.replace("v0.1", "v0.2")
+        raise ValueError(
+            f"{repository}: shares prompts with RewardBench (contaminated): use {cleaned}"
+        )
     # the Hub's * also stands for "/": of a model, folders such as checkpoint-9/ stay there
     ignored = ["*/*"] if kind == "model" else None
     try:

@@ -2,14 +2,17 @@
 
 Which repositories on the Hub a domain takes stands in data.DOMAINS. Here is, for each repository,
 the rule that makes its rows rows of a pairs file. The conversion leaves out every pair whose prompt
-is in RewardBench, and counts what it takes beside the numbers of the paper's author.
+is in one of the four benchmarks, and counts what it takes beside the numbers of the paper's author.
+Files of one's own, and data sets that are named on the Hub, are taken as they are.
 """
 
 import hashlib
 import json
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, TextIO
@@ -19,14 +22,30 @@ from huggingface_hub import constants
 
 import data
 from data import Pair
-from infra.hub import ROOT, Snapshot, fetch_dataset, parse_revisions
-from infra.pairs import load_pairs, parse_pair, prompt_hash, split
-from infra.tables import read_rows
+from infra.benchmarks import BENCHMARKS
+from infra.hub import ROOT, Snapshot, download, fetch_dataset, parse_revisions
+from infra.pairs import (
+    HELD_OUT_MOST,
+    HELD_OUT_SHARE,
+    is_preferred,
+    load_pairs,
+    parse_pair,
+    prompt_column,
+    prompt_hash,
+    split,
+    to_text,
+)
+from infra.tables import has_known_ending, is_table, read_rows
 
 SKYWORK = "Skywork/Skywork-Reward-Preference-80K-v0.2"
-PKU = "PKU-Alignment/PKU-SafeRLHF"
+PKU = "PKU-Alignment/PKU-SafeRLHF-30K"
 WEBGPT = "openai/webgpt_comparisons"
-BENCHMARK = "allenai/reward-bench"  # whose prompts no training pair may have
+
+# where a data set on the Hub may have its split `train`
+TRAIN_FILES = ("train.*", "train-*", "*/train.*", "*/train-*", "train/*", "*/train/*")
+
+# "<|im_start|>", "<|eot_id|>", "<start_of_turn>", "[INST]": tokens of chat templates
+TEMPLATE_TOKEN = re.compile(r"<\|\w+\|>|<(?:start|end)_of_turn>|\[/?INST\]")
 
 NANO_PAIRS = ROOT / "nano/pairs"
 
@@ -54,15 +73,13 @@ def read_skywork(row: dict, name: str) -> SourceRow:
 
 
 def read_pku(row: dict, name: str) -> SourceRow:
-    """A safe response wins over an unsafe one; two of a kind are a tie (the author's own rule is
-    unknown)."""
-    first, second = row["response_0"], row["response_1"]
-    first_is_safe, second_is_safe = row["is_response_0_safe"], row["is_response_1_safe"]
-    if first_is_safe == second_is_safe:
+    """The safer response wins. The paper's 26.9 k pairs are very likely this set's split train,
+    whose rows are as many; whether its author took the safer or the better one is not known."""
+    responses = {0: row["response_0"], 1: row["response_1"]}
+    safer = row["safer_response_id"]
+    if safer not in responses:
         return SourceRow(name, None)
-    if second_is_safe:
-        first, second = second, first
-    return SourceRow(name, pair_row(row["prompt"], first, second, name))
+    return SourceRow(name, pair_row(row["prompt"], responses[safer], responses[1 - safer], name))
 
 
 def read_webgpt(row: dict, name: str) -> SourceRow:
@@ -92,8 +109,9 @@ def pair_row(prompt: str, chosen: str, rejected: str, subset: str) -> dict:
 class Part(NamedTuple):
     """Rows of a repository that are counted together."""
 
-    published: int  # how many pairs the author had (PKU and WebGPT: rounded)
+    published: int  # how many pairs the author had (WebGPT: rounded)
     domain: str = ""  # whose pairs they are; empty: of any domain that names the repository
+    remark: str = ""  # what the count cannot say
 
 
 class Source(NamedTuple):
@@ -116,8 +134,17 @@ SOURCES = {
             "helpsteer": Part(7_221, "chat"),
         },
     ),
-    PKU: Source(read_pku, "data/*/train.jsonl", parts={"PKU-SafeRLHF": Part(26_900)}),
-    # its own files are a script; the branch has what the Hub made of them
+    # of these two the branch has what the Hub made of their own files (xz, a script)
+    PKU: Source(
+        read_pku,
+        "*/train/*",
+        branch="refs/convert/parquet",
+        parts={
+            "PKU-SafeRLHF-30K": Part(
+                26_874, remark="by safer_response_id; which label the author took is unknown"
+            )
+        },
+    ),
     WEBGPT: Source(
         read_webgpt,
         "*/train/*",
@@ -162,13 +189,14 @@ def domains_with_sources(domain: str, author: bool) -> list[str]:
 
 
 def repositories(domain: str, author: bool = False) -> list[str]:
-    """The repositories that a domain's pairs come from; the last has the prompts to leave out."""
+    """The repositories that a domain's pairs come from, then the benchmarks' own, whose prompts no
+    pair may have."""
     names = []
     for part in domains_with_sources(domain, author):
         for repository in repositories_of_domain(part, author):
             if repository not in names:
                 names.append(repository)
-    return [*names, BENCHMARK]
+    return names + [benchmark.repository for benchmark in BENCHMARKS.values()]
 
 
 class Converted(NamedTuple):
@@ -182,7 +210,7 @@ class Converted(NamedTuple):
 def convert(
     domain: str, author: bool = False, commits: dict[str, str] | None = None
 ) -> Converted:
-    """Training pairs from the Hub, less those whose prompt is in RewardBench.
+    """Training pairs from the Hub, less those whose prompt is in a benchmark.
 
     `commits` pins repositories; of others the newest is taken. A domain's file is made once for
     each set of commits, and kept in the Hub's cache.
@@ -195,8 +223,12 @@ def convert(
         snapshots = {}
         for repository in repositories(name, author):
             source = source_of(repository)
+            patterns = [source.files]
+            for benchmark in BENCHMARKS.values():
+                if benchmark.repository == repository:
+                    patterns = list(benchmark.files.values())
             revision = pinned.get(repository, source.branch)
-            snapshots[repository] = fetch_dataset(repository, [source.files], revision)
+            snapshots[repository] = fetch_dataset(repository, patterns, revision)
             # the next domain takes the very same, also when the Hub moves on in between
             pinned[repository] = read[repository] = snapshots[repository].commit
 
@@ -217,8 +249,8 @@ def convert_domain(domain: str, snapshots: dict[str, Snapshot]) -> Path:
     # the name of the file says what it was made of
     named = [f"{repository}@{snapshot.commit}" for repository, snapshot in snapshots.items()]
     origin = ", ".join(named)
-    # the 2 goes up when the rules above change, so that no file made by older ones is taken
-    key = hashlib.blake2b(f"2 {origin}".encode()).hexdigest()[:12]
+    # the 3 goes up when the rules above change, so that no file made by older ones is taken
+    key = hashlib.blake2b(f"3 {origin}".encode()).hexdigest()[:12]
     file = Path(constants.HF_HOME, "tinyrm", f"{domain}-{key}.jsonl")
     if file.exists() and note_of(file).exists():
         return file
@@ -230,7 +262,7 @@ def convert_domain(domain: str, snapshots: dict[str, Snapshot]) -> Path:
         with TemporaryDirectory(dir=file.parent) as folder:
             new_file, new_note = Path(folder, "pairs.jsonl"), Path(folder, "note.txt")
             note = write_pairs(new_file, domain, snapshots)
-            new_note.write_text(f"{note}, from {origin}", encoding="utf-8")
+            new_note.write_text(note, encoding="utf-8")
             new_note.replace(note_of(file))
             new_file.replace(file)
     except OSError as error:
@@ -240,25 +272,35 @@ def convert_domain(domain: str, snapshots: dict[str, Snapshot]) -> Path:
 
 def write_pairs(file: Path, domain: str, snapshots: dict[str, Snapshot]) -> str:
     """Write a domain's pairs; returns in words how many there are of each part."""
-    # the prompts that no pair may have
-    benchmark_prompts = set()
-    for row in rows_of(snapshots[BENCHMARK]):
-        if "prompt" not in row:
-            raise missing_column(BENCHMARK, snapshots[BENCHMARK], "'prompt'")
-        benchmark_prompts.add(prompt_hash(row["prompt"]))
+    # the prompts that no pair may have, of each benchmark
+    sources = dict(snapshots)
+    prompts = {}
+    for name, benchmark in BENCHMARKS.items():
+        prompts[name] = prompts_of(benchmark.repository, sources.pop(benchmark.repository))
 
     # the pairs, repository by repository
     counts = []
     with open(file, "w", encoding="utf-8") as out:
-        for repository, snapshot in snapshots.items():
-            if repository != BENCHMARK:
-                counts += write_source(out, domain, repository, snapshot, benchmark_prompts)
+        for repository, snapshot in sources.items():
+            counts += write_source(out, domain, repository, snapshot, prompts)
     all_counts = " + ".join(counts)
-    return f"{domain} = {all_counts}"
+    origin = ", ".join(f"{repository}@{each.commit[:8]}" for repository, each in sources.items())
+    return f"{domain} = {all_counts}, from {origin}"
+
+
+def prompts_of(repository: str, snapshot: Snapshot) -> set[int]:
+    """The hashes of a benchmark's prompts."""
+    hashes = set()
+    for row in rows_of(snapshot):
+        column = prompt_column(row, repository)
+        if column is None:
+            raise missing_column(repository, snapshot, "'prompt'")
+        hashes.add(prompt_hash(to_text(row[column], repository)))
+    return hashes
 
 
 def write_source(
-    out: TextIO, domain: str, repository: str, snapshot: Snapshot, benchmark_prompts: set[int]
+    out: TextIO, domain: str, repository: str, snapshot: Snapshot, prompts: dict[str, set[int]]
 ) -> list[str]:
     """Write the pairs that a domain has in one repository; returns in words what was counted."""
     parts = source_of(repository).parts
@@ -272,15 +314,23 @@ def write_source(
             continue
 
         # what becomes of the row
+        count = counts[row.part]
         pair = pair_of(row, domain)
         if pair is None:
-            counts[row.part]["left out"] += 1
-        elif prompt_hash(pair.prompt) in benchmark_prompts:
-            counts[row.part]["removed"] += 1
-        else:
-            counts[row.part]["kept"] += 1
-            line = json.dumps(pair._replace(where="")._asdict())
-            out.write(line + "\n")
+            count["left out"] += 1
+            continue
+        hashed = prompt_hash(pair.prompt)
+        found = [name for name, hashes in prompts.items() if hashed in hashes]
+        if found:
+            count["removed"] += 1
+            count.update(found)
+            continue
+
+        count["kept"] += 1
+        if TEMPLATE_TOKEN.search(pair.chosen) or TEMPLATE_TOKEN.search(pair.rejected):
+            count["template tokens"] += 1
+        line = json.dumps(pair._replace(where="")._asdict())
+        out.write(line + "\n")
 
     # a new set in the mix must not be counted as another one, or be lost
     unknown = [part for part in rows_of_part if parts and part not in parts]
@@ -323,6 +373,8 @@ def pair_of(row: SourceRow, domain: str) -> Pair | None:
         return None
     own_row = dict(row.pair, domain=domain)
     try:
+        if not is_preferred(own_row, row.part):
+            return None
         return parse_pair(own_row, row.part)
     except ValueError:
         return None
@@ -335,9 +387,16 @@ def describe(part: str, parts: dict[str, Part], count: Counter) -> str:
     if part in parts:
         author_had = parts[part].published
         published = f" (published {author_had:,}: {pairs - author_had:+,})"
+
+    details = [f"{name} {count[name]:,}" for name in BENCHMARKS]
+    details.append(f"left out {count['left out']:,} rows that are no pairs or ties")
+    if count["template tokens"]:
+        details.append(f"kept {count['template tokens']:,} with tokens of a chat template")
+    if part in parts and parts[part].remark:
+        details.append(parts[part].remark)
     return (
-        f"{pairs:,} {part}{published} - {count['removed']:,} with a prompt of RewardBench "
-        f"({count['left out']:,} rows that are no pairs or ties left out)"
+        f"{pairs:,} {part}{published} - {count['removed']:,} with a prompt of a benchmark "
+        f"({', '.join(details)})"
     )
 
 
@@ -345,7 +404,8 @@ def describe(part: str, parts: dict[str, Part], count: Counter) -> str:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse what --data cannot be: it is one of the names, or files of pairs, never both."""
+    """Refuse what --data cannot be: it is one of the names, or files of pairs and data sets on the
+    Hub, never both."""
     if list(names) in (["auto"], ["nano"], ["hub"], ["hub:author"]):
         return
     for name in names:
@@ -354,10 +414,38 @@ def check_names(names: Sequence[str]) -> None:
             raise ValueError(f"--data {given}: give nano, hub, hub:author or files of pairs")
 
 
+def is_repository(name: str) -> bool:
+    """Whether a name is that of a data set on the Hub, OWNER/NAME, and no file or folder."""
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return False
+    return not is_table(name) and not Path(name).exists()
+
+
+def fetch_train_split(repository: str, revision: str | None) -> Snapshot:
+    """The files of a data set's split `train`. ValueError if there is none, or more than one."""
+    folder = download(repository, "dataset", list(TRAIN_FILES), revision)
+    paths, kinds = [], {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if has_known_ending(name) and any(fnmatch(name, pattern) for pattern in TRAIN_FILES):
+            paths.append(path)
+            kinds[path.parent, path.suffix] = name
+
+    if len(kinds) != 1:
+        found = "none"
+        if kinds:
+            found = ", ".join(kinds.values())[:200]
+        raise ValueError(
+            f"--data {repository}: needs one split train of parquet, JSON or CSV files, has "
+            f"{found}: download what you mean and give its files"
+        )
+    return Snapshot(folder.name, paths)
+
+
 def pinned_commits(revision: Sequence[str], names: Sequence[str], domain: str) -> dict[str, str]:
     """What --revision says, as {repository, or "" for the model: commit}. ValueError for a
     repository that --data and --domain do not put to use."""
-    in_use = []
+    in_use = [name for name in names if is_repository(name)]
     if list(names) == ["hub"]:
         in_use = repositories(domain)
     if list(names) == ["hub:author"]:
@@ -392,10 +480,11 @@ def load_sets(
     seed: int,
     revision: Sequence[str] = (),
 ) -> PairSets:
-    """The pairs that --data names: ["nano"], ["hub"], ["hub:author"], or files of pairs.
+    """The pairs that --data names: ["nano"], ["hub"], ["hub:author"], or files of pairs and data
+    sets on the Hub.
 
     nano brings its own test pairs. Any other source is split by prompt (`split` in infra/pairs.py
-    says how); RewardBench is never used to choose anything. With a limit, so many of the training
+    says how); a benchmark is never used to choose anything. With a limit, so many of the training
     pairs are drawn by the seed. `revision`: values of --revision.
     """
     names = list(names)
@@ -417,17 +506,32 @@ def load_sets(
 def load_and_split(
     names: list[str], domain: str, held_out: float, seed: int, commits: dict[str, str]
 ) -> PairSets:
-    """The paper's data, or files of pairs, split by prompt."""
-    files, note, read = names, " ".join(names), {}
+    """The paper's data, or files of pairs and data sets on the Hub, split by prompt."""
+    files, note, read = [], " ".join(names), {}
     if names in (["hub"], ["hub:author"]):
         files, note, read = convert(domain, names == ["hub:author"], commits)
+    else:
+        for name in names:
+            if not is_repository(name):
+                files.append(name)
+                continue
+            snapshot = fetch_train_split(name, commits.get(name))
+            read[name] = snapshot.commit
+            files.extend(snapshot.paths)
 
-    pairs = load_pairs(files, domain)
+    left_out = Counter()
+    pairs = load_pairs(files, domain, left_out)
     sides = split(pairs, held_out, seed)
+    for what, count in left_out.items():
+        if count:
+            note += f"; left out {count:,} {what}"
+    share = f"{held_out:g}"
+    if held_out < 0:
+        share = f"{HELD_OUT_SHARE:g}, at most {HELD_OUT_MOST},"
     return PairSets(
         train=[pairs[index] for index in sides.train],
         held_out=[pairs[index] for index in sides.held_out],
-        note=f"{note}; {held_out:g} held out, by prompt",
+        note=f"{note}; {share} held out, by prompt",
         commits=read,
     )
 

@@ -35,9 +35,11 @@ class FileRow(NamedTuple):
 
 def is_table(name: str) -> bool:
     """Whether a name is that of a file of rows: by its ending, or as there is such a file."""
-    if name.removesuffix(".gz").endswith(SUFFIXES):
-        return True
-    return Path(name).exists() and not Path(name).is_dir()
+    return has_known_ending(name) or (Path(name).exists() and not Path(name).is_dir())
+
+
+def has_known_ending(name: str) -> bool:
+    return name.removesuffix(".gz").endswith(SUFFIXES)
 
 
 def read_rows(path: Path | str) -> Iterator[FileRow]:

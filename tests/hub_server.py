@@ -289,14 +289,12 @@ def skywork_row(source: str, prompt: str, good: str = "good", bad: str = "bad") 
     return {"chosen": conversation(good), "rejected": conversation(bad), "source": source}
 
 
-def pku_row(prompt: str, safe_0: bool, safe_1: bool) -> dict:
-    """The responses are "answer 0" and "answer 1"."""
-    row = {"prompt": prompt, "prompt_source": "x", "better_response_id": 0, "safer_response_id": 1}
-    for k, safe in enumerate((safe_0, safe_1)):
+def pku_row(prompt: str, safer: int) -> dict:
+    """The responses are "answer 0" and "answer 1"; the other one is the better one."""
+    row = {"prompt": prompt, "better_response_id": 1 - safer, "safer_response_id": safer}
+    for k in range(2):
         row[f"response_{k}"] = f"answer {k}"
-        row[f"is_response_{k}_safe"] = safe
-        row[f"response_{k}_severity_level"] = 0
-        row[f"response_{k}_harm_category"] = {"Crime": False}
+        row[f"is_response_{k}_safe"] = k == safer
     return row
 
 
@@ -320,4 +318,44 @@ def rewardbench_row(prompt: str) -> dict:
         "rejected_model": "m",
         "subset": "hep-cpp",
         "id": 1,
+    }
+
+
+def judgebench_row(prompt: str) -> dict:
+    return {
+        "pair_id": "x",
+        "original_id": "1",
+        "source": "livebench-math",
+        "question": prompt,
+        "response_model": "m",
+        "response_A": "a",
+        "response_B": "b",
+        "label": "A>B",
+    }
+
+
+def benchmark_repositories(rewardbench=(), rewardbench2=(), rmbench=(), judgebench=()) -> dict:
+    """The four benchmarks, with these prompts and one more each: as few columns as are read."""
+    def rows(make, prompts):
+        return [make(prompt) for prompt in (*prompts, "a prompt of no pair")]
+
+    def styles(prompt):
+        return {"id": "chat/1", "prompt": prompt, "chosen": ["c"] * 3, "rejected": ["r"] * 3}
+
+    raw = parquet(rows(rewardbench_row, rewardbench))
+    return {
+        "dataset:allenai/reward-bench": {
+            "data/raw-00000-of-00001.parquet": raw,
+            "data/filtered-00000-of-00001.parquet": parquet(rows(rewardbench_row, ())),
+        },
+        "dataset:allenai/reward-bench-2": {
+            "data/test-00000-of-00001.parquet": parquet(rows(styles, rewardbench2)),
+        },
+        "dataset:THU-KEG/RM-Bench": {
+            "total_dataset.json": json.dumps(rows(styles, rmbench)).encode(),
+        },
+        "dataset:ScalerLab/JudgeBench": {
+            "data/gpt-00000-of-00001.parquet": parquet(rows(judgebench_row, judgebench)),
+            "data/claude-00000-of-00001.jsonl": json_lines(rows(judgebench_row, ())),
+        },
     }

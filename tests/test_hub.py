@@ -9,7 +9,7 @@ import hashlib
 import peft
 import pytest
 import torch
-from hub_server import HubServer, json_lines, parquet, rewardbench_row, skywork_row
+from hub_server import HubServer, benchmark_repositories, json_lines, parquet, skywork_row
 from safetensors.torch import load
 from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM
@@ -28,7 +28,7 @@ from infra.hub import (
     parse_revisions,
     version_of,
 )
-from infra.sources import BENCHMARK, SKYWORK
+from infra.sources import SKYWORK
 from infra.tables import read_rows
 
 
@@ -409,7 +409,8 @@ def test_an_adapter_with_one_on_the_tied_decoder_judges_as_in_peft(
 
 MODEL_KEY = "model:org/base"
 SKYWORK_KEY = f"dataset:{SKYWORK}"
-BENCHMARK_KEY = f"dataset:{BENCHMARK}"
+BENCHMARK_KEY = "dataset:allenai/reward-bench"
+BENCHMARK_KEYS = list(benchmark_repositories())
 
 
 def skywork_files(numbers):
@@ -420,12 +421,8 @@ def skywork_files(numbers):
 
 @pytest.fixture
 def paper_hub(hub):
-    shown = [rewardbench_row("Is 3 MORE than 4?"), rewardbench_row("another")]
     hub.repos[SKYWORK_KEY] = skywork_files(range(40))
-    hub.repos[BENCHMARK_KEY] = {
-        "data/raw-0.parquet": parquet(shown),
-        "data/filtered-0.parquet": parquet(shown[1:]),
-    }
+    hub.repos.update(benchmark_repositories(rewardbench=["Is 3 MORE than 4?"]))
     return hub
 
 
@@ -453,14 +450,13 @@ def test_a_run_from_the_hub_trains_and_is_judged_on_rewardbench(paper_hub, tmp_p
         train.main(short_run("--out", run))
         evaluate.main([str(run), "rewardbench", "--device", "cpu"])
     printed = capsys.readouterr().out
-    assert "40 magpie (published 54,582: -54,542) - 1 with a prompt of RewardBench" in printed
+    assert "40 magpie (published 54,582: -54,542) - 1 with a prompt of a benchmark" in printed
     assert f"pinned: --revision {paper_hub.commit(MODEL_KEY)} {SKYWORK}=" in printed
 
     record = read_json(run / "run.json")
     assert record["result"]["n"] == 4
     assert record["revisions"]["model"] == f"org/base@{paper_hub.commit(MODEL_KEY)}"
-    for name in (SKYWORK, BENCHMARK):
-        assert f"{name}@{paper_hub.commit(f'dataset:{name}')}" in record["source"]
+    assert f"{SKYWORK}@{paper_hub.commit(SKYWORK_KEY)[:8]}" in record["source"]
 
     adapter = read_json(run / "adapter/adapter_config.json")
     assert adapter["base_model_name_or_path"] == "org/base"
@@ -486,7 +482,7 @@ def begun_run(paper_hub, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             train.main(short_run("--out", run))
 
-    for key in (MODEL_KEY, SKYWORK_KEY, BENCHMARK_KEY):
+    for key in (MODEL_KEY, SKYWORK_KEY, *BENCHMARK_KEYS):
         paper_hub.repos[f"{key}@old"] = paper_hub.repos[key]
         paper_hub.repos[key] = paper_hub.repos[key] | {"new.json": b"{}"}
     paper_hub.repos[SKYWORK_KEY] = skywork_files(range(50, 90))
@@ -494,20 +490,18 @@ def begun_run(paper_hub, tmp_path, monkeypatch):
 
 
 def old_commits(hub) -> dict[str, str]:
-    keys = {"": MODEL_KEY, SKYWORK: SKYWORK_KEY, BENCHMARK: BENCHMARK_KEY}
-    return {name: hub.commit(f"{key}@old") for name, key in keys.items()}
+    keys = [SKYWORK_KEY, *BENCHMARK_KEYS]
+    of_data = {key.partition(":")[2]: hub.commit(f"{key}@old") for key in keys}
+    return {"": hub.commit(f"{MODEL_KEY}@old"), **of_data}
 
 
 def test_a_run_is_pinned_to_the_commits_that_it_began_with(paper_hub, begun_run):
     old = old_commits(paper_hub)
-    pins = [old[""], f"{SKYWORK}={old[SKYWORK]}", f"{BENCHMARK}={old[BENCHMARK]}"]
+    pins = [f"{name}={commit}".removeprefix("=") for name, commit in old.items()]
     record = read_json(begun_run / "run.json")
     assert record["settings"]["revision"] == pins
-    assert record["revisions"] == {
-        "model": f"org/base@{old['']}",
-        SKYWORK: old[SKYWORK],
-        BENCHMARK: old[BENCHMARK],
-    }
+    base = old.pop("")
+    assert record["revisions"] == {"model": f"org/base@{base}", **old}
 
 
 def test_a_run_resumes_with_the_old_commits_on_a_machine_that_has_nothing(
@@ -527,7 +521,7 @@ def test_a_run_resumes_with_the_old_commits_on_a_machine_that_has_nothing(
         assert any(commit in request for commit in old.values())
 
 
-@pytest.mark.parametrize("pinned", [["", SKYWORK, BENCHMARK], [SKYWORK], [""]])
+@pytest.mark.parametrize("pinned", [["", SKYWORK, "allenai/reward-bench"], [SKYWORK], [""]])
 def test_revision_pins_what_it_names_and_the_newest_of_others(
     paper_hub, begun_run, tmp_path, capsys, pinned
 ):

@@ -12,10 +12,10 @@ import sys
 import pytest
 from hub_server import (
     HubServer,
+    benchmark_repositories,
     json_lines,
     parquet,
     pku_row,
-    rewardbench_row,
     skywork_row,
     webgpt_row,
 )
@@ -26,7 +26,6 @@ from infra import sources
 from infra.hub import ROOT, fetch_dataset
 from infra.pairs import load_pairs
 from infra.sources import (
-    BENCHMARK,
     PKU,
     SKYWORK,
     SOURCES,
@@ -38,6 +37,12 @@ from infra.sources import (
     repositories,
 )
 
+BENCHES = [
+    "allenai/reward-bench",
+    "allenai/reward-bench-2",
+    "THU-KEG/RM-Bench",
+    "ScalerLab/JudgeBench",
+]
 SKYWORK_ROWS = [
     skywork_row("magpie-ultra-v0.1", "Prove it"),
     skywork_row("OffsetBias", "Shown \n twice"),
@@ -54,14 +59,12 @@ def hub():
             "README.md": b"#",
             "data/train-00000-of-00001.parquet": parquet(SKYWORK_ROWS, row_group_size=2),
         },
-        f"dataset:{PKU}": {
-            "data/Alpaca-7B/train.jsonl": json_lines(
-                [pku_row("p0", True, False), pku_row("p1", True, True)]
+        f"dataset:{PKU}": {"round0/train.jsonl.xz": b"?"},
+        f"dataset:{PKU}@refs/convert/parquet": {
+            "default/train/0000.parquet": parquet(
+                [pku_row("p0", 0), pku_row("p1", 2), pku_row("p2", 1)]
             ),
-            "data/Alpaca3-8B/train.jsonl": json_lines(
-                [pku_row("p2", False, True), pku_row("p3", False, False)]
-            ),
-            "data/Alpaca-7B/test.jsonl": json_lines([pku_row("kept for tests", True, False)]),
+            "default/test/0000.parquet": parquet([pku_row("kept for tests", 0)]),
         },
         f"dataset:{WEBGPT}": {"webgpt_comparisons.py": b"raise SystemExit"},
         f"dataset:{WEBGPT}@refs/convert/parquet": {
@@ -69,10 +72,12 @@ def hub():
                 [webgpt_row("w0", 0.5), webgpt_row("w1", 0.0), webgpt_row("w2", -1.0)]
             )
         },
-        f"dataset:{BENCHMARK}": {
-            "data/raw-00000-of-00001.parquet": parquet([rewardbench_row("in THE  bench")]),
-            "data/filtered-00000-of-00001.parquet": parquet([rewardbench_row("shown twice")]),
-        },
+        **benchmark_repositories(
+            rewardbench=["in THE  bench", "shown twice"],
+            rewardbench2=["In the bench", "two"],
+            rmbench=["three"],
+            judgebench=["four"],
+        ),
         "dataset:sarahpann/skywork_reasoning": {
             "data/train-00000-of-00001.parquet": parquet(
                 [{"question": "q0", "chosen": "c", "rejected": "r", "source": "magpie"}]
@@ -93,27 +98,50 @@ def set_skywork(hub, rows):
 # --- the paper's pairs ---------------------------------------------------------------------------
 
 
-def test_reasoning_is_magpie_less_the_prompts_of_rewardbench(hub, tmp_path):
+def test_reasoning_is_magpie_less_the_prompts_of_the_benchmarks(hub, tmp_path):
     with hub.client(tmp_path):
         made = convert("reasoning")
     assert texts(made.files) == [("Prove it", "good", "bad", "magpie-ultra-v0.1", "reasoning")]
-    assert made.note.startswith(
-        "reasoning = 2 magpie (published 54,582: -54,580) - 1 with a prompt of RewardBench "
-        "(0 rows that are no pairs or ties left out), from "
+    assert made.note == (
+        "reasoning = 2 magpie (published 54,582: -54,580) - 1 with a prompt of a benchmark "
+        "(rewardbench 1, rewardbench2 1, rmbench 0, judgebench 0, left out 0 rows that are no "
+        f"pairs or ties), from {SKYWORK}@{made.commits[SKYWORK][:8]}"
     )
 
 
-def test_safety_is_offsetbias_wildguard_and_safe_against_unsafe_of_pku(hub, tmp_path):
+@pytest.mark.parametrize("prompt, name", [("TWO", "rewardbench2"), ("three ", "rmbench"),
+                                          ("Four", "judgebench")])  # fmt: skip
+def test_the_prompts_of_each_benchmark_are_removed_and_counted(hub, tmp_path, prompt, name):
+    set_skywork(hub, [skywork_row("magpie", prompt), skywork_row("magpie", "Prove it")])
+    with hub.client(tmp_path):
+        made = convert("reasoning")
+    assert [pair[0] for pair in texts(made.files)] == ["Prove it"]
+    assert "- 1 with a prompt of a benchmark" in made.note and f"{name} 1" in made.note
+
+
+def test_rows_of_magpie_ultra_stay_and_tokens_of_templates_are_counted(hub, tmp_path):
+    rows = [
+        skywork_row("magpie_ultra", f"p{i}", good)
+        for i, good in enumerate(["a <|im_start|>", "<|eot_id|> b", "[INST] c", "a < b | c > d"])
+    ]
+    set_skywork(hub, rows)
+    with hub.client(tmp_path):
+        made = convert("reasoning")
+    assert len(texts(made.files)) == 4
+    assert "kept 3 with tokens of a chat template" in made.note
+
+
+def test_safety_is_offsetbias_wildguard_and_the_safer_response_of_pku(hub, tmp_path):
     with hub.client(tmp_path):
         made = convert("safety")
     assert texts(made.files) == [
         ("How to harm", "good", "bad", "WildGuardMix", "safety"),
-        ("p0", "answer 0", "answer 1", "PKU-SafeRLHF", "safety"),
-        ("p2", "answer 1", "answer 0", "PKU-SafeRLHF", "safety"),
+        ("p0", "answer 0", "answer 1", "PKU-SafeRLHF-30K", "safety"),
+        ("p2", "answer 1", "answer 0", "PKU-SafeRLHF-30K", "safety"),
     ]
     assert "1 offset (published 8,504: -8,503) - 1 with" in made.note
-    assert "2 PKU-SafeRLHF (published 26,900: -26,898) - 0 with" in made.note
-    assert "(2 rows that are no pairs or ties left out)" in made.note
+    assert "2 PKU-SafeRLHF-30K (published 26,874: -26,872) - 0 with" in made.note
+    assert "left out 1 rows that are no pairs or ties, by safer_response_id; which" in made.note
 
 
 def test_chat_is_helpsteer_and_webgpt_without_ties(hub, tmp_path):
@@ -150,7 +178,7 @@ def test_a_row_that_is_no_pair_is_left_out_and_counted(hub, tmp_path):
     with hub.client(tmp_path):
         made = convert("reasoning")
     assert len(texts(made.files)) == 1
-    assert "(1 rows that are no pairs or ties left out)" in made.note
+    assert "left out 1 rows that are no pairs or ties" in made.note
 
 
 def test_an_unknown_source_is_an_error_with_the_counts_and_leaves_nothing(hub, tmp_path):
@@ -168,9 +196,12 @@ def test_a_source_that_fits_two_parts_is_unknown(hub, tmp_path):
         convert("reasoning")
 
 
-@pytest.mark.parametrize("repository, column", [(BENCHMARK, "prompt"), (SKYWORK, "source")])
+@pytest.mark.parametrize("repository, column", [(BENCHES[2], "prompt"), (SKYWORK, "source")])
 def test_a_column_that_is_not_there_is_named(hub, tmp_path, repository, column):
-    hub.repos[f"dataset:{repository}"] = {"data/raw-0.parquet": parquet([{"text": "x"}])}
+    hub.repos[f"dataset:{repository}"] = {
+        "data/a.parquet": parquet([{"text": "x"}]),
+        "total_dataset.json": b'[{"text": "x"}]',
+    }
     with hub.client(tmp_path):
         with pytest.raises(ValueError, match=f"{repository}@.*: no column '{column}'"):
             convert("reasoning")
@@ -182,11 +213,11 @@ def test_a_column_that_is_not_there_is_named(hub, tmp_path, repository, column):
 def test_what_was_read_is_returned_with_its_commits_and_stands_in_the_note(hub, tmp_path):
     with hub.client(tmp_path):
         made = convert("all")
-    assert list(made.commits) == [SKYWORK, BENCHMARK, PKU, WEBGPT]
+    assert list(made.commits) == [SKYWORK, *BENCHES, PKU, WEBGPT]
     assert made.commits[SKYWORK] == hub.commit(f"dataset:{SKYWORK}")
     assert made.commits[WEBGPT] == hub.commit(f"dataset:{WEBGPT}@refs/convert/parquet")
-    for repository, commit in made.commits.items():
-        assert f"{repository}@{commit}" in made.note
+    for repository in (SKYWORK, PKU, WEBGPT):
+        assert f"{repository}@{made.commits[repository][:8]}" in made.note
 
 
 def test_the_callers_commits_are_left_as_they_are(hub, tmp_path):
@@ -194,17 +225,16 @@ def test_the_callers_commits_are_left_as_they_are(hub, tmp_path):
     with hub.client(tmp_path):
         made = convert("reasoning", commits=given)
     assert given == {"": "of the model"}
-    assert list(made.commits) == [SKYWORK, BENCHMARK]
+    assert list(made.commits) == [SKYWORK, *BENCHES]
 
 
 def test_given_commits_bring_the_same_pairs_back_when_main_has_moved_on(hub, tmp_path):
     with hub.client(tmp_path):
         old = convert("all")
-        for repository in (SKYWORK, PKU):
-            key = f"dataset:{repository}"
-            hub.repos[f"{key}@old"] = hub.repos[key]
+        for key in (f"dataset:{SKYWORK}", f"dataset:{PKU}@refs/convert/parquet"):
+            hub.repos[f"{key.partition('@')[0]}@old"] = hub.repos[key]
         set_skywork(hub, [skywork_row("magpie", "A new one"), *SKYWORK_ROWS])
-        hub.repos[f"dataset:{PKU}"] = {}
+        hub.repos[f"dataset:{PKU}@refs/convert/parquet"] = {}
         assert convert("all", commits=old.commits) == old
 
 
@@ -282,10 +312,10 @@ def test_every_repository_that_a_domain_names_has_a_rule():
         assert {*domain.sources, *domain.author_sources} <= SOURCES.keys()
 
 
-def test_a_domains_repositories_end_with_the_one_whose_prompts_are_left_out():
-    assert repositories("reasoning") == [SKYWORK, BENCHMARK]
-    assert repositories("all") == [SKYWORK, PKU, WEBGPT, BENCHMARK]
-    assert repositories("reasoning", author=True) == ["sarahpann/skywork_reasoning", BENCHMARK]
+def test_a_domains_repositories_end_with_those_whose_prompts_are_left_out():
+    assert repositories("reasoning") == [SKYWORK, *BENCHES]
+    assert repositories("all") == [SKYWORK, PKU, WEBGPT, *BENCHES]
+    assert repositories("reasoning", author=True) == ["sarahpann/skywork_reasoning", *BENCHES]
 
 
 COOKING = Domain("Which is tastier?", "Is it tasty?", "Which is tastier?")
@@ -316,7 +346,7 @@ def test_a_domain_that_someone_adds_reads_a_repository_of_pairs_without_a_rule(
     with hub.client(tmp_path):
         made = convert("cooking")
         assert texts(made.files) == [("Soup?", "Salt.", "Sand.", "", "cooking")]
-        assert made.note.startswith("cooking = 1 recipes - 0 with a prompt of RewardBench")
+        assert made.note.startswith("cooking = 1 recipes - 0 with a prompt of a benchmark")
         assert texts(convert("all").files)[-1] == ("Soup?", "Salt.", "Sand.", "", "cooking")
 
 
@@ -403,7 +433,7 @@ def test_the_hub_is_converted_and_split_by_prompt(hub, tmp_path):
     assert (len(sets.train), len(sets.held_out)) == (2, 1)
     assert sets.note.startswith("safety = 1 offset")
     assert sets.note.endswith("; 1 held out, by prompt")
-    assert list(sets.commits) == [SKYWORK, PKU, BENCHMARK]
+    assert list(sets.commits) == [SKYWORK, PKU, *BENCHES]
 
 
 def test_the_hub_takes_the_commits_that_are_given(hub, tmp_path):
@@ -420,6 +450,90 @@ def test_the_authors_sets_are_named_hub_author(hub, tmp_path):
     with hub.client(tmp_path):
         sets = load_sets(["hub:author"], "reasoning", 0, 0, 0)
     assert [pair.prompt for pair in sets.train] == ["q0"]
+
+
+# --- a data set on the Hub by its name -----------------------------------------------------------
+
+UF = "trl-lib/ultrafeedback_binarized"
+
+
+def uf_row(i, better=8.0, worse=2.0) -> dict:
+    return {**skywork_row("x", f"p{i}"), "score_chosen": better, "score_rejected": worse}
+
+
+UF_ROWS = [uf_row(0), uf_row(1, 5.0, 5.0), *(uf_row(i) for i in range(2, 12))]
+
+
+@pytest.mark.parametrize(
+    "name, body",
+    [
+        ("data/train-00000-of-00001.parquet", parquet(UF_ROWS)),
+        ("train.jsonl", json_lines(UF_ROWS)),
+        ("default/train/0000.parquet", parquet(UF_ROWS)),
+        ("train.json", json.dumps(UF_ROWS).encode()),
+    ],
+)
+def test_a_data_set_on_the_hub_is_its_split_train(hub, tmp_path, name, body):
+    tests = parquet([uf_row(99)])
+    hub.repos[f"dataset:{UF}"] = {
+        name: body,
+        "data/test-0.parquet": tests,
+        "data/train_gen-0.parquet": tests,
+        "README.md": b"#",
+    }
+    with hub.client(tmp_path):
+        sets = load_sets([UF], "chat", held_out=2, limit=0, seed=0)
+    assert sorted(pair.prompt for pair in sets.train + sets.held_out) == sorted(
+        f"p{i}" for i in range(12) if i != 1
+    )
+    assert {pair.domain for pair in sets.train} == {"chat"}
+    assert sets.commits == {UF: hub.commit(f"dataset:{UF}")}
+    assert sets.note == (
+        f"{UF}; left out 1 rows whose score_chosen is not above score_rejected; 2 held out, by "
+        "prompt"
+    )
+
+
+def test_a_data_set_by_name_can_be_pinned_and_stand_next_to_files(hub, tmp_path):
+    hub.repos[f"dataset:{UF}@old"] = {"train.jsonl": json_lines(UF_ROWS[:3])}
+    hub.repos[f"dataset:{UF}"] = {"train.jsonl": json_lines(UF_ROWS)}
+    old = hub.commit(f"dataset:{UF}@old")
+    file = write_pairs(tmp_path / "a.jsonl", row("mine"))
+    with hub.client(tmp_path):
+        sets = load_sets([file, UF], "all", 0, 0, 0, [f"{UF}={old}"])
+    assert [pair.prompt for pair in sets.train] == ["mine", "p0", "p2"]
+    assert sets.commits == {UF: old}
+
+
+@pytest.mark.parametrize(
+    "files, found",
+    [
+        (["data/test-0.parquet"], "has none"),
+        (["en/train-0.parquet", "de/train-0.parquet"], "has de/train-0.parquet, en/train-0.parq"),
+        (["train.jsonl", "train.parquet"], "has train.jsonl, train.parquet"),
+    ],
+)
+def test_a_data_set_without_one_split_train_is_one_line_with_what_it_has(
+    hub, tmp_path, files, found
+):
+    hub.repos[f"dataset:{UF}"] = {name: b"x" for name in files}
+    with hub.client(tmp_path), pytest.raises(ValueError, match=f"--data {UF}: .*{found}") as error:
+        load_sets([UF], "chat", 0, 0, 0)
+    assert "\n" not in str(error.value)
+
+
+def test_the_contaminated_set_is_refused_by_name(hub, tmp_path):
+    name = SKYWORK.replace("v0.2", "v0.1")
+    with hub.client(tmp_path), pytest.raises(ValueError, match=f"use {SKYWORK}"):
+        load_sets([name], "chat", 0, 0, 0)
+
+
+def test_a_file_or_a_folder_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/mine").write_text("")
+    names = ["data/mine", "data/none.jsonl", "./data", "/data", "~/data", "a/b/c", "nano", UF]
+    assert [name for name in names if sources.is_repository(name)] == [UF]
 
 
 @pytest.mark.parametrize(
@@ -449,7 +563,7 @@ def test_revision_pins_the_model_and_the_repositories_in_use():
 
 def test_a_repository_that_is_not_in_use_is_one_line_that_names_those():
     words = [f"{SKYWORK}=def"]
-    with pytest.raises(ValueError, match=f"in use, here sarahpann/.*, {BENCHMARK}$"):
+    with pytest.raises(ValueError, match=f"in use, here sarahpann/.*, {BENCHES[-1]}$"):
         pinned_commits(words, ["hub:author"], "reasoning")
     for names in (["nano"], ["a.jsonl"]):
         with pytest.raises(ValueError, match=f"--revision {words[0]}: .*in use, here none$"):
