@@ -47,8 +47,8 @@ class Settings:
                        lambda: [*DOMAINS, "all"])
     model: str = flag("auto", "nano, base, large, large-instruct, ettin-17m ... ettin-1b, a folder "
                               "or a Hub name; auto: large with CUDA, else nano")
-    data: tuple[str, ...] = flag(("auto",), "nano, hub, hub:author or files of pairs; auto: nano's "
-                                            "own for nano, else hub")
+    data: tuple[str, ...] = flag(("auto",), "nano, hub, hub:author, or files of pairs and data "
+                                            "sets OWNER/NAME; auto: nano's own for nano, else hub")
     head: str = flag("cloze", "a word at [MASK], or a fresh layer on [CLS]", ["cloze", "cls"])
     context: str = flag("pair", "both responses in one row, or each alone (Bradley-Terry)",
                         ["pair", "single"])
@@ -65,8 +65,8 @@ class Settings:
 
     max_steps: int = flag(0, "end the schedule after so many steps; 0: by epochs", least=0)
     limit: int = flag(0, "train on so many pairs, drawn by the seed; 0: all", least=0)
-    held_out: float = flag(0.02, "pairs kept back to judge by: a share below 1, or a number",
-                           least=0)
+    held_out: float = flag(-1.0, "pairs kept back to judge by: a share below 1, or a number; "
+                                 "-1: a fifth, at most 200", least=-1)
     micro_tokens: int = flag(0, "tokens at once on the device; 0: by its memory. Changes memory "
                                 "and speed, not the result", least=0)
     checkpoint_layers: bool = flag(False, "recompute layers in the backward pass: less memory")
@@ -113,6 +113,7 @@ RECIPES = {
 }
 SIZES = {(1024, 28): "large", (768, 22): "base"}  # by width and layers
 NANO_VOCABULARY = 10_000  # a model with fewer words is a nano
+FEW_PAIRS = 100  # fewer held-out pairs than this know an accuracy to +- 0.1 at best
 
 
 class Recipe(NamedTuple):
@@ -477,6 +478,8 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
                                   settings.seed, settings.revision)
     distributed.log(f"data: {pairs.note}: {len(pairs.train):,} pairs to train on, "
                     f"{len(pairs.held_out):,} to judge by")
+    if 0 < len(pairs.held_out) < FEW_PAIRS:
+        distributed.log("few pairs to judge by: their accuracy will say little; see --held-out")
 
     # The model, how a pair is shown to it, and what of it trains.
     prompt_format = format_class(

@@ -34,6 +34,18 @@ def read_json(path: Path | str) -> dict:
     return parse_object(text, str(path), "make it anew")
 
 
+def read_json_lines(path: Path | str) -> Iterator[tuple[int, dict]]:
+    """(line number, row) for each line of a file of JSON lines; blank lines are skipped."""
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    where = f"{path}, line {number}"
+                    yield number, parse_object(line, where, "give one object a line")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}: give a file of JSON lines") from None
+
+
 def sha256_of(path: Path | str) -> str:
     """The SHA-256 of a file, as 64 hexadecimal digits."""
     with open(path, "rb") as file:

@@ -35,7 +35,8 @@ def parse(settings_class: type, argv: Sequence[str] | None, description: str) ->
         epilog="Defaults shown are those beneath the recipe of the model and the domain.")
     for f in fields(settings_class):
         add_flag(parser, f)
-    parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR as it was begun")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR as it was "
+                        "begun; --data says where its pairs have moved")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     given = vars(parser.parse_args(argv))
     resume = given.pop("resume")

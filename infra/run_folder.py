@@ -38,13 +38,14 @@ from infra.files import read_json, replacing, sha256_of, write_json
 from infra.flags import option
 from infra.hub import MODEL_NAMES, commit_of, version_of
 from infra.machine import Machine, count_parameters
-from infra.pairs import fingerprint
+from infra.pairs import accuracy_interval, fingerprint
 from infra.sources import PairSets
 from tinyrm import ModernBERT
 
 FORMAT = 2  # of run.json and state/: goes up when an older unfinished run cannot be resumed
-# Settings that change time and memory, not the result: --resume takes them.
-MAY_CHANGE = ("device", "micro_tokens", "checkpoint_layers")
+# Settings that change time and memory, not the result: --resume takes them. Data may have moved:
+# they must have the same fingerprint.
+MAY_CHANGE = ("device", "micro_tokens", "checkpoint_layers", "data")
 PACKAGES = ("torch", "tokenizers", "safetensors", "huggingface_hub")  # whose versions are kept
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -86,6 +87,9 @@ def read_record(folder: str, given: dict) -> dict:
         raise ValueError(f"--resume {folder}: begun by an earlier version; `git checkout 4a59190` "
                          "has the one that can resume it, or begin a new run")
     record["settings"].update(given)
+    if "data" in given:  # the commits of the data before do not matter, that of the model does
+        pinned = record["settings"]["revision"]
+        record["settings"]["revision"] = [word for word in pinned if "=" not in word]
     return record
 
 
@@ -322,8 +326,10 @@ class RunFolder:
             distributed.log(f"dropped or cut, by reason: {self.record['dropped']}")
         accuracy = "no held-out pairs"
         if result["n"]:
+            low, high = accuracy_interval(result["accuracy_after"], result["n"])
             accuracy = (f"held-out accuracy {result['accuracy_before']:.3f} -> "
-                        f"{result['accuracy_after']:.3f} on {result['n']} pairs")
+                        f"{result['accuracy_after']:.3f} [{low:.3f}, {high:.3f}] on {result['n']} "
+                        "pairs (95 % interval)")
         distributed.log(f"{accuracy}; {result['seconds']:.0f} s of training, "
                         f"{time.time() - self.began:.0f} s in all")
         what = "model and adapter" if adapter else "model"

@@ -26,10 +26,9 @@ import tinyrm
 import train
 from data import Pair, PromptFormat, load_tokenizer
 from infra import run_folder
-from infra.files import read_json
+from infra.files import read_json, read_json_lines
 from infra.hub import ROOT
 from infra.pairs import load_pairs, split
-from infra.tables import read_rows
 
 # of the processes that are started here as well: another number of threads rounds differently
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -53,7 +52,7 @@ def start(function, argv):
 
 
 def metrics_of(run):
-    return [line for _, line in read_rows(run / "metrics.jsonl")]
+    return [line for _, line in read_json_lines(run / "metrics.jsonl")]
 
 
 def result_of(run):
@@ -249,7 +248,8 @@ def finished(flags, tmp_path):
 def test_a_run_says_what_came_out(flags, capsys):
     train.main(flags())
     out = capsys.readouterr().out
-    assert "held-out accuracy" in out and "sdpa in blocks (no CUDA)" in out
+    assert re.search(r"held-out accuracy 0.\d+ -> [01].\d+ \[0.\d+, [01].\d+\] on 8 pairs", out)
+    assert "sdpa in blocks (no CUDA)" in out
     assert "judge with: python evaluate.py" in out
 
 
@@ -338,7 +338,7 @@ def test_the_card_says_how_a_model_was_trained(finished):
 
 
 def test_prompts_beyond_the_limit_are_cut_and_counted(flags, pairs_file, tmp_path):
-    rows = [row for _, row in read_rows(pairs_file)]
+    rows = [row for _, row in read_json_lines(pairs_file)]
     for row in rows[:5]:
         row["prompt"] = "one " * 900 + row["prompt"]
     long = write_pairs(tmp_path / "long.jsonl", *rows)
@@ -565,6 +565,47 @@ def test_the_state_of_another_model_is_refused(unfinished):
 def test_another_device_may_be_given_to_a_run_that_goes_on(unfinished):
     train.main(["--resume", str(unfinished), "--device", "cpu"])
     assert is_finished(unfinished)
+
+
+def test_a_run_whose_data_have_moved_goes_on_with_the_same_pairs_only(unfinished, pairs_file,
+                                                                      tmp_path):
+    settings = read_json(unfinished / "run.json")["settings"]
+    change_record(unfinished, settings={**settings, "data": ["/gone.jsonl"]})
+    assert "/gone.jsonl: No such file" in message_of(["--resume", str(unfinished)])
+
+    lines = pairs_file.read_text().splitlines()
+    (tmp_path / "other.jsonl").write_text("\n".join(lines[::-1]))
+    other = ["--resume", str(unfinished), "--data", str(tmp_path / "other.jsonl")]
+    assert "its pairs changed since then" in message_of(other)
+
+    (tmp_path / "moved.jsonl").write_text(pairs_file.read_text())
+    train.main(["--resume", str(unfinished), "--data", str(tmp_path / "moved.jsonl")])
+    assert is_finished(unfinished)
+    assert read_json(unfinished / "run.json")["settings"]["data"] == [f"{tmp_path}/moved.jsonl"]
+
+
+def test_pairs_that_are_edited_while_a_run_trains_do_not_change_it(flags, finished, pairs_file,
+                                                                   tmp_path, monkeypatch):
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(pairs_file.read_text())
+    step = train.train_step
+
+    def edit_and_step(*args):
+        mine.write_text("no pair")
+        return step(*args)
+
+    monkeypatch.setattr(train, "train_step", edit_and_step)
+    train.main(flags(data=mine, out=tmp_path / "edited"))
+    assert largest_difference(tmp_path / "edited", finished) == 0
+
+
+@pytest.mark.parametrize("held_out, says", [(None, True), (8, True), (0, False)])
+def test_few_pairs_to_judge_by_are_said_to_be_few(flags, capsys, held_out, says):
+    train.main(flags(held_out=held_out, dry_run=True))
+    printed = capsys.readouterr().out
+    assert ("few pairs to judge by" in printed) == says
+    if held_out is None:  # a fifth of 48, by whole prompts
+        assert "38 pairs to train on, 10 to judge by" in printed
 
 
 # --- what is wrong, in one line --------------------------------------------------------------
