@@ -14,6 +14,7 @@ Shapes: B rows, T tokens of all rows. `python data.py [DOMAIN]` shows one pair o
 import heapq
 import json
 import math
+import re
 import sys
 from bisect import bisect_right
 from collections import Counter
@@ -199,6 +200,10 @@ TEMPLATES = {
 # ----------------------------------------------------------------------------------- the tokenizer
 
 
+SEAM = re.compile(r"\S(?= )")  # very long texts are cut behind it, see PromptFormat.without_middle
+LONGEST_WORD = 1_000_000  # characters of a text that has no seam (a word of this size is none)
+
+
 @dataclass(frozen=True)
 class RowTokenizer:
     """A tokenizer that encodes text as text, never as special tokens; and the ids of these."""
@@ -208,6 +213,13 @@ class RowTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return self.library.decode(ids, skip_special_tokens=False)
+
+    @cached_property
+    def has_seams(self) -> bool:
+        """Whether no token has a visible character and then a space."""
+        each = [[index] for index in range(self.library.get_vocab_size())]
+        tokens = self.library.decode_batch(each, skip_special_tokens=False)
+        return not any(SEAM.search(token) for token in tokens)
 
 
 def load_tokenizer(folder: str | Path) -> RowTokenizer:
@@ -358,8 +370,9 @@ class PromptFormat:
 
     def fill(self, pair: Pair, first: str, second: str) -> list[Piece]:
         """The template with its slots filled: `first` stands as a, `second` as b."""
-        texts = {QUESTION: self.question(pair), PROMPT: clean(pair.prompt), A: clean(first),
-                 B: clean(second)}
+        texts = {QUESTION: self.question(pair)}
+        for slot, text in ((PROMPT, pair.prompt), (A, first), (B, second)):
+            texts[slot] = self.without_middle(clean(text))
         pieces = []
         for parts in TEMPLATES[self.template, self.context].pieces:
             segments = []
@@ -372,6 +385,32 @@ class PromptFormat:
                     segments.append(Segment(part, texts.get(part, "")))
             pieces.append(Piece(segments, "".join(segment.text for segment in segments)))
         return pieces
+
+    def without_middle(self, text: str) -> str:
+        """The text, or of a very long one both ends, with enough tokens each: a row has not more of
+        a response's beginning, nor of a prompt's end, and 20 MB would take gigabytes.
+
+        It is cut at seams: a seam is a place after a visible character and before a space. No token
+        has a visible character and then a space (`has_seams`), so none reaches over a seam: pairs
+        of bytes merge on one side of it, a pattern that splits words splits there, and nothing
+        composes with a space. Hence the tokens on one side do not depend on what stands on the
+        other, as long as the seam is one; and where the two ends meet there is a seam again."""
+        for size in (16 * self.max_length, 128 * self.max_length, 1024 * self.max_length):
+            if len(text) < 3 * size or not self.tokenizer.has_seams:
+                break
+            first = SEAM.search(text, size, 2 * size)
+            last = SEAM.search(text, len(text) - size)
+            if first and last:
+                head, tail = text[:first.end()], text[last.end():]
+                if self.has_enough_tokens(head) and self.has_enough_tokens(tail):
+                    return head + tail
+        if len(text) > LONGEST_WORD:  # a text without a seam has its middle cut anywhere
+            return text[:LONGEST_WORD // 2] + text[-LONGEST_WORD // 2:]
+        return text
+
+    def has_enough_tokens(self, text: str) -> bool:
+        ids = self.tokenizer.library.encode(text, add_special_tokens=False).ids
+        return len(ids) >= self.max_length
 
     def question(self, pair: Pair) -> str:
         """The question of the format's domain; a generalist asks that of the pair's own domain."""

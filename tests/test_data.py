@@ -590,6 +590,71 @@ def test_a_megabyte_of_text_is_cut_in_seconds(tokenizer):
     assert len(row.tokens) >= 4999 and row.cut > 10**4
 
 
+# --- very long texts -------------------------------------------------------------------------
+
+HOSTILE = [*NASTY, "  ", "\n ", " \n", "\u00a0 ", "\u3000 ", "\x1c ", "=" * 300, " " * 700,
+           "x" * 2000, "the end. ", "it's 'so' ", " \u0301", "\u0301 ", "\u1100\u1161\u11a8", "1 2,6"]
+LONG_TEXTS = st.tuples(st.lists(st.sampled_from(HOSTILE), min_size=1, max_size=8),
+                       st.integers(1, 12), TEXTS)
+LONG = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def check_that_the_ends_make_the_rows_of_the_whole(prompt_format, prompt, a, b):
+    whole_format = PromptFormat(prompt_format.tokenizer, **prompt_format.settings())
+    object.__setattr__(whole_format, "without_middle", lambda text: text)  # it is frozen
+    whole, counts = whole_format.rows([Pair(prompt, a, b)])
+    ends, counts_of_ends = prompt_format.rows([Pair(prompt, a, b)])
+    assert counts == counts_of_ends
+    for row, row_of_ends in zip(whole[0] or [], ends[0] or [], strict=True):
+        assert row_of_ends._replace(cut=0) == row._replace(cut=0)
+        assert (row_of_ends.cut > 0) == (row.cut > 0)
+
+
+def long_text(made):
+    pieces, times, last = made
+    return "".join(pieces) * times + last
+
+
+@LONG
+@given(LONG_TEXTS, LONG_TEXTS, LONG_TEXTS, st.sampled_from(list(KINDS)))
+@example(([""], 1, ""), ([""], 1, ""), ([" ", "x" * 3000], 4, ""), ("choice", "pair"))
+def test_the_ends_of_a_long_text_make_the_row_of_the_whole_text(tokenizer, prompt, a, b, kind):
+    prompt_format = format_of(tokenizer, kind, max_length=100)
+    check_that_the_ends_make_the_rows_of_the_whole(
+        prompt_format, long_text(prompt), long_text(a), long_text(b))
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("text", [
+    "word " * 9000,
+    "日 = 3;\n" * 9000,
+    "\ud83d\ude00\ud800 [MASK] " * 5000,
+])
+def test_of_a_long_text_the_ends_are_tokenised(tokenizer, kind, text):
+    prompt_format = format_of(tokenizer, kind, max_length=100)
+    text = data.clean(text)
+    ends = prompt_format.without_middle(text)
+    assert 3000 < len(ends) < len(text) / 2
+    assert text.startswith(ends[:1500]) and text.endswith(ends[-1500:])
+    check_that_the_ends_make_the_rows_of_the_whole(prompt_format, text, text + "a", "b" + text)
+
+
+def test_a_text_without_a_seam_stays_whole_up_to_a_million_characters(tokenizer):
+    prompt_format = PromptFormat(tokenizer, max_length=100)
+    for text in ("x" * 10**6, " " * 10**6, "日本語。" * 9999):
+        assert prompt_format.without_middle(text) == text
+    assert len(prompt_format.without_middle("x" * 10**7)) == 10**6
+
+
+def test_a_tokenizer_whose_tokens_reach_over_a_seam_has_none(tokenizer, tmp_path):
+    library = byte_tokenizer(SPECIAL)
+    library.add_tokens(["of the"])
+    save_tokenizer(tmp_path, library)
+    reaching = load_tokenizer(tmp_path)
+    assert tokenizer.has_seams and not reaching.has_seams
+    assert PromptFormat(reaching, max_length=100).without_middle("word " * 9000) == "word " * 9000
+
+
 # --- pairs that are dropped ------------------------------------------------------------------
 
 
@@ -696,7 +761,7 @@ REAL = pytest.mark.skipif("TINYRM_TOKENIZER" not in os.environ,
                           reason="TINYRM_TOKENIZER=DIR is not set (ModernBERT's tokenizer)")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_tokenizer():
     return load_tokenizer(os.environ["TINYRM_TOKENIZER"])
 
@@ -731,3 +796,14 @@ def test_the_choices_are_what_the_authors_code_makes(real_tokenizer):
         "Which response is more correct? Question: What is 2+2? Choice 0: 4",
         " Choice 1: 5 [MASK]Answer:  0").ids
     assert whole[:-2] + [50284, 50282] == GOLDEN_CHOICE
+
+
+@REAL
+@LONG
+@given(LONG_TEXTS, LONG_TEXTS, LONG_TEXTS, st.sampled_from(list(KINDS)))
+def test_with_the_real_tokenizer_too_the_ends_make_the_row_of_the_whole_text(
+        real_tokenizer, prompt, a, b, kind):
+    assert real_tokenizer.has_seams
+    check_that_the_ends_make_the_rows_of_the_whole(
+        format_of(real_tokenizer, kind, max_length=100),
+        long_text(prompt), long_text(a), long_text(b))
