@@ -46,6 +46,7 @@ from infra.machine import pick_device
 from infra.pairs import is_texts, to_text
 from infra.prefetch import one_ahead
 from infra.report import check_writable, report, results_folder, show, without_texts, write_results
+from infra.tables import is_table
 from tinyrm import ModernBERT
 
 WINDOW = 256  # comparisons that are tokenised at a time, one window ahead of the encoder
@@ -489,7 +490,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flags = make_parser().parse_intermixed_args(argv)  # names may stand before and after flags
     flags.models, flags.data = [], []
     for name in dict.fromkeys(flags.names):  # each name once
-        is_data = name in BENCHMARKS or name.endswith((".jsonl", ".json"))
+        is_data = name in BENCHMARKS or is_table(name)
         if is_data:
             flags.data.append(name)
         else:

@@ -593,7 +593,7 @@ def test_a_megabyte_of_text_is_cut_in_seconds(tokenizer):
 # --- very long texts -------------------------------------------------------------------------
 
 HOSTILE = [*NASTY, "  ", "\n ", " \n", "\u00a0 ", "\u3000 ", "\x1c ", "=" * 300, " " * 700,
-           "x" * 2000, "the end. ", "it's 'so' ", " \u0301", "\u0301 ", "\u1100\u1161\u11a8", "1 2,6"]
+           "x" * 2000, "the end. ", "it's 'so' ", " \u0301", "\u0301 ", "\u1100\u1161\u11a8"]
 LONG_TEXTS = st.tuples(st.lists(st.sampled_from(HOSTILE), min_size=1, max_size=8),
                        st.integers(1, 12), TEXTS)
 LONG = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 
 import pytest
+from hub_server import parquet
 
 import data
 from data import Domain, Pair
@@ -191,6 +192,17 @@ def test_content_may_be_parts_of_text_and_other_parts_are_refused():
 def test_what_is_no_message_is_refused(message):
     with pytest.raises(ValueError, match="list of messages"):
         to_text([message], "here")
+
+
+def test_messages_of_parquet_whose_missing_keys_are_null_read_as_those_of_json(write, tmp_path):
+    called = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    rows = [
+        row(0, prompt=[SYSTEM, user("Hi")], chosen=[called, assistant("a")], rejected=[called]),
+        row(1, prompt=[user("Ho")], chosen=[assistant("b")], rejected=[assistant("c")]),
+    ]
+    (tmp_path / "a.parquet").write_bytes(parquet(rows))
+    of_parquet, of_lines = load_pairs([tmp_path / "a.parquet"]), load_pairs([write(*rows)])
+    assert fingerprint(of_parquet) == fingerprint(of_lines)
 
 
 def test_reasoning_is_left_out_and_counted(write):

@@ -17,6 +17,8 @@ import pyarrow
 import pytest
 from hub_server import json_lines, parquet, skywork_row
 
+import evaluate
+from infra.files import read_json
 from infra.hub import ROOT
 from infra.tables import is_table, read_rows
 
@@ -153,6 +155,23 @@ def test_standard_input_is_read_if_it_is_a_file(tmp_path, command):
         assert run.stderr.endswith("write it to a file first\n")
     else:
         assert "{'a': 1}" in run.stdout
+
+
+def test_the_judge_takes_any_table_and_refuses_a_pipe(tiny, pairs_file, tmp_path):
+    rows = [row for _, row in read_rows(pairs_file)]
+    (tmp_path / "pairs.parquet").write_bytes(parquet(rows))
+    (tmp_path / "pairs.csv.gz").write_bytes(gzip.compress(comma_separated(rows)))
+    scores = []
+    for name in (pairs_file, tmp_path / "pairs.parquet", tmp_path / "pairs.csv.gz"):
+        out = tmp_path / f"of {name.name}"
+        evaluate.main([str(tiny), str(name), "--device", "cpu", "--out", str(out)])
+        (report,) = read_json(out / "results.json")["reports"]
+        scores.append(report["lines"])
+    assert scores[0] == scores[1] == scores[2]
+
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is a pipe or a device"):
+        evaluate.main([str(tiny), str(tmp_path / "pipe"), "--out", str(tmp_path / "out")])
 
 
 def test_a_name_is_a_table_by_its_ending_or_as_there_is_such_a_file(tmp_path):
