@@ -646,6 +646,16 @@ def test_a_text_without_a_seam_stays_whole_up_to_a_million_characters(tokenizer)
     assert len(prompt_format.without_middle("x" * 10**7)) == 10**6
 
 
+def test_ends_of_few_tokens_are_made_longer(tmp_path):
+    library = byte_tokenizer(SPECIAL)
+    library.add_tokens(["=" * 300])
+    save_tokenizer(tmp_path, library)
+    prompt_format = PromptFormat(load_tokenizer(tmp_path), max_length=100)
+    text = ("=" * 300 + " ") * 400  # two tokens in 301 characters
+    assert 2 * 12_800 <= len(prompt_format.without_middle(text)) < len(text)
+    check_that_the_ends_make_the_rows_of_the_whole(prompt_format, text, text, "a " + text)
+
+
 def test_a_tokenizer_whose_tokens_reach_over_a_seam_has_none(tokenizer, tmp_path):
     library = byte_tokenizer(SPECIAL)
     library.add_tokens(["of the"])

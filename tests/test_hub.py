@@ -521,6 +521,15 @@ def test_a_run_resumes_with_the_old_commits_on_a_machine_that_has_nothing(
         assert any(commit in request for commit in old.values())
 
 
+def test_a_run_from_the_hub_goes_on_with_a_copy_of_its_pairs(paper_hub, begun_run, tmp_path):
+    (converted,) = (tmp_path / "home/tinyrm").glob("*.jsonl")
+    with paper_hub.client(tmp_path / "home"):
+        train.main(["--resume", str(begun_run), "--data", str(converted)])
+    record = read_json(begun_run / "run.json")
+    assert "accuracy_after" in record["result"]
+    assert record["settings"]["revision"] == [old_commits(paper_hub)[""]]
+
+
 @pytest.mark.parametrize("pinned", [["", SKYWORK, "allenai/reward-bench"], [SKYWORK], [""]])
 def test_revision_pins_what_it_names_and_the_newest_of_others(
     paper_hub, begun_run, tmp_path, capsys, pinned
