@@ -372,7 +372,9 @@ class PromptFormat:
         """The template with its slots filled: `first` stands as a, `second` as b."""
         texts = {QUESTION: self.question(pair)}
         for slot, text in ((PROMPT, pair.prompt), (A, first), (B, second)):
-            texts[slot] = self.without_middle(clean(text))
+            texts[slot] = clean(text)
+            if len(text) > 48 * self.max_length:  # very long
+                texts[slot] = self.without_middle(texts[slot])
         pieces = []
         for parts in TEMPLATES[self.template, self.context].pieces:
             segments = []
@@ -387,8 +389,8 @@ class PromptFormat:
         return pieces
 
     def without_middle(self, text: str) -> str:
-        """The text, or of a very long one both ends, with enough tokens each: a row has not more of
-        a response's beginning, nor of a prompt's end, and 20 MB would take gigabytes.
+        """Both ends of a very long text, with enough tokens each: a row has no more of a
+        response's beginning, nor of a prompt's end, and 20 MB would take gigabytes.
 
         It is cut at seams: a seam is a place after a visible character and before a space. No token
         has a visible character and then a space (`has_seams`), so none reaches over a seam: pairs
