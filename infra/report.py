@@ -4,7 +4,7 @@
       value_table       the named values of a benchmark as one table
       line_scores       the score of each line, where items can count more than once
       bootstrap_draws   these scores for all items, and for 1,000 samples of the prompts
-      with_interval     the score, and where 95 % of the samples lie
+      score_interval    the score, and between what it lies with 95 % confidence
     show            reports -> the tables that are printed
     write_results   results.json, and scores.jsonl with a row for each comparison
 
@@ -22,12 +22,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from infra.benchmarks import Line, Measured, PairStats, names_of, pair_stats
-from infra.files import replacing
+from infra.benchmarks import Line, Measured, PairStats, RowKey, names_of, pair_tables
+from infra.calibration import calibration, comparisons_of, orders
+from infra.files import read_json, replacing
 from infra.hub import ROOT
-from infra.pairs import prompt_hash
+from infra.pairs import prompt_key
 
 RESAMPLES = 1000  # samples of the bootstrap
+FEW = 10  # right or wrong prompts: with fewer the samples say too little
+Z = 1.96  # 95 % of a normal distribution lie within so many standard deviations
 
 # The counts of a line: field of PairStats -> key in results.json.
 STAT_KEYS = {
@@ -58,7 +61,7 @@ def without_texts(judged):
     its hash, and of the responses the lengths are kept. A report is the same."""
     item = judged.item
     responses = tuple(RemovedText(len(response)) for response in item.responses)
-    prompt = f"{prompt_hash(item.prompt):016x}"
+    prompt = prompt_key(item.prompt)
     return judged._replace(item=item._replace(prompt=prompt, responses=responses, where=""))
 
 
@@ -143,17 +146,71 @@ def bootstrap_draws(values: np.ndarray, prompts: np.ndarray, tables: LineTables)
 
 
 class Interval(NamedTuple):
-    """A number of each line, (L,), and where 95 % of the samples lie."""
+    """A number of each line, (L,), and between what it lies with 95 % confidence."""
 
     score: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
 
-def with_interval(draws: np.ndarray) -> Interval:
-    """From what `bootstrap_draws` returns, or from the difference of two of them."""
+def percentiles(draws: np.ndarray) -> Interval:
+    """Where 95 % of the samples lie, of `bootstrap_draws` or of the difference of two of them."""
     low, high = np.nanpercentile(draws[1:], [2.5, 97.5], axis=0)
     return Interval(draws[0], low, high)
+
+
+def counted_prompts(values: np.ndarray, prompts: np.ndarray, tables: LineTables) -> np.ndarray:
+    """How many prompts, weighing alike, each line is worth: (sum w)^2 / sum w^2 over the weights w
+    of its prompts (Kish), (L,). values (N, M); prompts (N,)"""
+    has = ~np.isnan(values)
+    share_of_item = has / np.maximum(has.sum(axis=0), 1)  # (N, M)
+    of_item = share_of_item @ tables.weights  # (N, L)
+    of_prompt = np.zeros((prompts.max() + 1, of_item.shape[1]))  # (U, L)
+    np.add.at(of_prompt, prompts, of_item)
+    return of_prompt.sum(axis=0) ** 2 / (of_prompt**2).sum(axis=0)
+
+
+def are_shares(values: np.ndarray, tables: LineTables) -> np.ndarray:
+    """The lines that are means of values between 0 and 1: (L,)."""
+    outside = (values < 0) | (values > 1)  # nan is not
+    return ~(outside.any(axis=0) @ (tables.weights > 0))
+
+
+@np.errstate(divide="ignore", invalid="ignore")
+def score_interval(draws: np.ndarray, counted: np.ndarray, shares: np.ndarray) -> Interval:
+    """The score of each line, and the percentiles of its samples; of a share p with fewer than FEW
+    right or wrong prompts, of which samples say too little, Wilson's interval:
+
+        (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    with the number n of prompts that would vary as the samples do, but at most those counted."""
+    score, low, high = percentiles(draws)
+    p = np.clip(score, 0, 1)  # a bonus can lift it above 1
+    n = np.fmin(p * (1 - p) / np.nanvar(draws[1:], axis=0), counted)  # all right: 0 / 0
+    few = shares & (n * np.minimum(p, 1 - p) < FEW)
+
+    middle = p + Z**2 / (2 * n)
+    reach = Z * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    whole = 1 + Z**2 / n
+    low = np.where(few, np.minimum((middle - reach) / whole, score), low)
+    high = np.where(few, np.maximum((middle + reach) / whole, score), high)
+    return Interval(score, low, high)
+
+
+def difference_interval(draws: np.ndarray, counted: np.ndarray, shares: np.ndarray) -> Interval:
+    """The difference d of two judges on the same samples, and the percentiles; where they differ on
+    fewer than FEW of n prompts, the interval of Agresti and Min (2005), which adds half a prompt to
+    each of the four outcomes (right or wrong by the one, and by the other)."""
+    d, low, high = percentiles(draws)
+    n = counted
+    differ = n * (n * np.nanvar(draws[1:], axis=0) + d**2)  # the mean square is variance + d^2
+    few = shares & (differ < FEW)
+
+    middle = d * n / (n + 2)
+    reach = Z * np.sqrt(differ + 1 - (d * n) ** 2 / (n + 2)) / (n + 2)
+    low = np.where(few, np.minimum(middle - reach, d), low)
+    high = np.where(few, np.maximum(middle + reach, d), high)
+    return Interval(d, low, high)
 
 
 def length_baseline(measure, judged: list, names: list, tables: LineTables) -> np.ndarray:
@@ -163,10 +220,51 @@ def length_baseline(measure, judged: list, names: list, tables: LineTables) -> n
     return line_scores(values, np.ones(len(judged)), tables)
 
 
-def line_stats(judged: list, belongs: np.ndarray) -> np.ndarray:
-    """The counts of PairStats, summed over the items of each line: (L, 7). belongs (L, N)"""
-    stats = np.array([pair_stats(one) for one in judged], float)  # (N, 7)
-    return belongs @ stats
+def name_stats(judged: list, measured: Measured) -> dict:
+    """The counts of PairStats for each name that is in `comparisons`, (7,), over the items that
+    have it. Right is what the name's value says: in most benchmarks a tie is a loss."""
+    stats = {name: np.zeros(len(PairStats._fields)) for name in measured.comparisons}
+    for one, of_item in zip(judged, measured.values, strict=True):
+        tables = pair_tables(one)
+        for name, value in of_item.items():
+            if name not in stats:
+                continue
+            better, worse = measured.comparisons[name]
+            counts = PairStats._make(table[better, worse - one.item.good] for table in tables)
+            right_there = value * counts.better_is_shorter
+            counts = counts._replace(right=value, right_where_shorter=right_there)
+            stats[name] += np.array(counts, float)
+    return stats
+
+
+def line_counts(line: Line, names: list, stats: dict) -> dict:
+    """The counts of a line, those of its names together; none if a value is no verdict on a pair,
+    but a pick from many, or a margin."""
+    found = [name for name in line.weights if name in names]
+    if any(name not in stats for name in found):
+        return {}
+    together = sum(stats[name] for name in found)
+    counts = {}
+    for field, count in zip(PairStats._fields, together.tolist(), strict=True):
+        counts[STAT_KEYS[field]] = whole(count)
+    return counts
+
+
+def whole(number: float) -> int | float:
+    """A count as an integer, unless it has halves of ties."""
+    if number == int(number):
+        return int(number)
+    return number
+
+
+def kind_of(lines: list[Line], names: list, measured: Measured) -> str:
+    """What the numbers of the lines are called: "accuracy" where each is the share of verdicts that
+    are right, else "score"."""
+    for line in lines:
+        found = [name for name in line.weights if name in names]
+        if len(found) > 1 or found[0] not in measured.comparisons:
+            return "score"
+    return "accuracy"
 
 
 class Report(NamedTuple):
@@ -192,130 +290,174 @@ def report(
     # one column for each number, (L,)
     prompts = prompt_numbers(judged)
     draws = bootstrap_draws(values, prompts, tables)
-    columns = with_interval(draws)._asdict()
+    counted, shares = counted_prompts(values, prompts, tables), are_shares(values, tables)
+    columns = score_interval(draws, counted, shares)._asdict()
     columns["n"] = belongs.sum(axis=1)
     columns["longer wins"] = length_baseline(measure, judged, names, tables)
-    stats = line_stats(judged, belongs)
-    for field, column in zip(PairStats._fields, stats.T, strict=True):
-        columns[STAT_KEYS[field]] = column
     if first_draws is not None:
-        difference = with_interval(draws - first_draws)
+        difference = difference_interval(draws - first_draws, counted, shares)
         columns["difference"] = np.stack(difference, axis=1)  # (L, 3)
 
     # and one dict for each line
+    stats = name_stats(judged, measured)
     rows = []
     for number, line in enumerate(lines):
         row = {"name": line.title}
         for key, column in columns.items():
             row[key] = column[number].tolist()
-        rows.append(row)
+        rows.append(row | line_counts(line, names, stats))
 
-    score = rows[0]  # the first line
+    # the first line is the score; of its items also all comparisons of a better with a worse one
+    score = rows[0]
+    of_score = np.flatnonzero(belongs[0])
+    compared = comparisons_of([judged[i] for i in of_score], prompts[of_score])
     summary = {
+        "measure": kind_of(lines, names, measured),
         "score": score["score"],
         "low": score["low"],
         "high": score["high"],
         "n": score["n"],
         "prompts": int(prompts.max()) + 1,
         "lines": rows,
+        "orders": {key: whole(count) for key, count in orders(compared).items()},
+        "calibration": calibration(compared),
     }
     return Report(summary, draws)
 
 
 # ---------------------------------------------------------------------- the tables that are printed
 
-NAME_WIDTH = 42  # characters of the first column
-MODEL_WIDTH = 28  # and of the column of a model
-
 
 def show(reports: list[dict]) -> str:
-    """A table with a row for each set of items and a column for each model. Of one set all lines
-    are shown, of several only the first. Under a single report stands what else is known of it."""
-    # the reports by what was judged, in rows, and by model, in columns
-    files, models = [], []
-    for each in reports:
-        if each["data"] not in files:
-            files.append(each["data"])
-        if each["model"] not in models:
-            models.append(each["model"])
-
-    # the heading: names of models, and under each what stands in its column
-    name_line = " " * NAME_WIDTH
-    head_line = " " * NAME_WIDTH
-    for model in models:
-        name_line += f"{model[-26:]:>{MODEL_WIDTH}}"
-        head_line += f"{'score [95 %]  if shorter':>{MODEL_WIDTH}}"
-    text = ["", name_line, head_line + "  longer wins      n"]
-
+    """A table for each set of items, with its lines; of several models each line has a row for each
+    model, and one for what it differs from the first. Under a single report stands what else is
+    known of it."""
+    # the reports by what was judged, and the models by a letter
+    files = list(dict.fromkeys(each["data"] for each in reports))
+    models = list(dict.fromkeys(each["model"] for each in reports))
+    letters = {models[0]: ""}  # one needs none
+    text = []
+    if len(models) > 1:
+        letters = {model: letter(number) for number, model in enumerate(models)}
+        text = [""] + [f"{letters[model]} = {model}" for model in models]
     for file in files:
-        of_file = [each["lines"] for each in reports if each["data"] == file]
-        rows = list(zip(*of_file, strict=True))  # the same line of all models
-        text.append(table_row(file, rows[0]))
-        if len(models) > 1:
-            text.append(difference_row(rows[0]))
-        if len(files) == 1:
-            for row in rows[1:]:
-                text.append(table_row(file, row))
-
+        of_file = [each for each in reports if each["data"] == file]
+        text += [""] + table(file, of_file, letters)
     if len(reports) == 1:
         text += details(reports[0])
     return "\n".join(text)
 
 
-def table_row(file: str, lines: tuple[dict, ...]) -> str:
-    """One line of the report, for all models."""
-    first = lines[0]
-    file_name = Path(file).stem[:14]
-    title = f"{file_name}: {first['name']}"
-    text = f"{title:{NAME_WIDTH}.{NAME_WIDTH}}"  # filled up, or cut off
-    for line in lines:
-        text += f"{cell(line):>{MODEL_WIDTH}}"
-    # these are the same for all models
-    return text + f"{first['longer wins']:13.3f}{first['n']:7,}"
+def letter(number: int) -> str:
+    """A, B, C ... for 0, 1, 2 ..."""
+    if number < 26:
+        return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number]
+    return f"M{number + 1}"
 
 
-def cell(line: dict) -> str:
-    """Score [95 % interval], and the accuracy where the better response is the shorter one."""
-    if_shorter = "-"  # it never is
-    if line["better is shorter"]:
-        if_shorter = f"{line['right there'] / line['better is shorter']:.3f}"
-    return f"{line['score']:.3f} [{line['low']:.3f} {line['high']:.3f}] {if_shorter:>6}"
+def table(file: str, reports: list[dict], letters: dict[str, str]) -> list[str]:
+    """All lines of the reports on one set of items."""
+    width = max(len(line["name"]) for line in reports[0]["lines"])  # no name is cut
+    measure = f"{reports[0]['measure']} [95 %]"
+    text = [file, f"  {'':{width}} {'':6}  {measure:23}{'right/n':>15}{'if shorter':>17}"
+                  "  longer wins"]
 
-
-def difference_row(lines: tuple[dict, ...]) -> str:
-    """Under the first line: how far each further model is above the first one."""
-    text = f"{'    less that of the first model':{NAME_WIDTH + MODEL_WIDTH}}"
-    for line in lines[1:]:
-        difference, low, high = line["difference"]
-        text += f"{difference:+.3f} [{low:+.3f} {high:+.3f}]      "
+    for rows in zip(*(each["lines"] for each in reports), strict=True):
+        # the same line of all models
+        name = rows[0]["name"]
+        for each, line in zip(reports, rows, strict=True):
+            text.append(f"  {name:{width}} {letters[each['model']]:>6}  {cells(line)}")
+            name = ""  # once
+        for each, line in zip(reports[1:], rows[1:], strict=True):
+            tag = f"{letters[each['model']]} - {letters[reports[0]['model']]}"
+            difference, low, high = line["difference"]
+            text.append(f"  {name:{width}} {tag:>6} {difference:+.3f} [{low:+.3f} {high:+.3f}]")
     return text
+
+
+def cells(line: dict) -> str:
+    """Score [95 % interval], right of how many, the same where the better response is the shorter
+    one, and the baseline of lengths."""
+    interval = f"{line['score']:.3f} [{line['low']:.3f} {line['high']:.3f}]"
+    right_of, if_shorter = f"-/{line['n']:,}", "-"  # no verdicts on pairs
+    if "comparisons" in line:
+        right_of = f"{line['right']:,}/{line['comparisons']:,}"
+        if line["better is shorter"]:
+            share = line["right there"] / line["better is shorter"]
+            if_shorter = f"{share:.3f} of {line['better is shorter']:,}"
+    return f"{interval:23}{right_of:>15}{if_shorter:>17}{line['longer wins']:13.3f}"
 
 
 def details(report: dict) -> list[str]:
-    """How much was judged, and what the order of two responses does."""
+    """How much was judged, what the order of two responses does, and how well the probabilities
+    hold."""
     seen = [f"{count:,} {what}" for what, count in report["seen"].items()]
     text = [", ".join([f"{report['prompts']:,} prompts"] + seen)]
 
-    # shares of all comparisons; a response alone in its row has no order
+    # a response alone in its row has no order
+    counts, first_line = report["orders"], report["lines"][0]["name"]
+    total = counts["comparisons"]
+    about = f"{first_line}, {total:,} comparisons"
     if report["format"]["context"] == "pair":
-        line = report["lines"][0]
-        shares = []
-        for key in ("both orders agree", "first slot wins", "right in one order", "right"):
-            shares.append(f"{key} {line[key] / line['comparisons']:.3f}")
-        text.append(", ".join(shares))
+        agree, right = counts["both orders agree"], counts["right where they agree"]
+        text.append(f"{about}: first slot wins {counts['first slot wins'] / total:.3f}, right in "
+                    f"one order {counts['right in one order'] / total:.3f}, by both "
+                    f"{counts['right'] / total:.3f}")
+        text.append(f"{about}: both orders agree {agree / total:.3f}, right there "
+                    f"{share_of(right, agree)}, elsewhere "
+                    f"{share_of(counts['right'] - right, total - agree)}")
+    return text + [f"{about}: {calibration_line(report['calibration'])}"]
+
+
+def share_of(right: float, count: int) -> str:
+    if count == 0:
+        return "- of 0"
+    return f"{right / count:.3f} of {count:,}"
+
+
+def calibration_line(numbers: dict) -> str:
+    text = (f"mean confidence {numbers['mean confidence']:.3f}, ECE {numbers['ECE']:.3f}, Brier "
+            f"{numbers['Brier']:.3f}; best temperature {numbers['temperature']:.2f}")
+    mended = numbers.get("with a temperature")
+    if mended:
+        text += f", fitted on the other half: ECE {mended['ECE']:.3f}, Brier {mended['Brier']:.3f}"
     return text
+
+
+LEGEND = f"""
+accuracy     share of the verdicts, by both orders, that are right
+score        what the benchmark makes of them
+[95 %]       from {RESAMPLES:,} samples of the prompts; Wilson's where few are right, or few wrong
+right/n      verdicts that are right, of how many; without weights, a tie as the benchmark counts it
+if shorter   the same where the better response is the shorter one
+longer wins  what a judge would score that always takes the longer response
+B - A        how far B is above A on the same prompts, with its own (paired) interval
+ECE          mean gap between confidence and accuracy; a temperature divides all log-odds"""
 
 
 # -------------------------------------------------------------------- results.json and scores.jsonl
 
 
-def results_folder(models: list[str], data: list[str]) -> Path:
-    """Where results go by default: RUN/eval/DATA for one run folder, else runs/eval-MODEL/DATA."""
-    data_names = "+".join(Path(name).stem for name in data)
+def results_folder(models: list[str], data: list[str], asked: dict) -> Path:
+    """Where results go by default: RUN/eval/DATA for one run folder, else runs/eval-MODEL/DATA; or
+    DATA-2, DATA-3 ..., so that only the results of the same question are replaced."""
+    data_names = "+".join(Path(name).stem for name in data)[:100]
     if len(models) == 1 and Path(models[0], "run.json").is_file():
-        return Path(models[0], "eval", data_names)
-    model_names = "+".join(Path(name).name for name in models)
-    return Path("runs", f"eval-{model_names}", data_names)
+        parent = Path(models[0], "eval")
+    else:
+        model_names = "+".join(Path(name).name for name in models)[:100]
+        parent = Path("runs", f"eval-{model_names}")
+
+    folder, number = parent / data_names, 2
+    while answers_another(folder / "results.json", asked):
+        folder = parent / f"{data_names}-{number}"
+        number += 1
+    return folder
+
+
+def answers_another(results: Path, asked: dict) -> bool:
+    """Whether there are results of something else there."""
+    return results.is_file() and read_json(results).get("asked") != asked
 
 
 def check_writable(folder: Path) -> None:
@@ -329,9 +471,10 @@ def check_writable(folder: Path) -> None:
 
 def score_rows(judged) -> Iterator[dict]:
     """A row for each comparison of an item: P(a is better) with a shown first, with b shown first,
-    and their mean. Responses are counted from 0; the `good` better ones come first."""
-    item = judged.item
-    first_wins = (1 + np.tanh(judged.log_odds / 2)) / 2  # (k, k): the sigmoid of the log-odds
+    and their mean; and the log-odds of the first two, which keep their difference where
+    probabilities round to 1. Responses are counted from 0; the `good` better ones come first."""
+    item, log_odds = judged.item, judged.log_odds
+    first_wins = (1 + np.tanh(log_odds / 2)) / 2  # (k, k): the sigmoid of the log-odds
     mean = judged.win_probabilities()  # (k, k)
     for a, b in item.comparisons():
         yield {
@@ -344,6 +487,8 @@ def score_rows(judged) -> Iterator[dict]:
             "a_first": first_wins[a, b],
             "b_first": 1 - first_wins[b, a],
             "mean": mean[a, b],
+            "log_odds_a_first": log_odds[a, b],
+            "log_odds_b_first": -log_odds[b, a],
         }
 
 
@@ -361,30 +506,46 @@ def checkout_version() -> str:
     return git.stdout.strip()
 
 
-def write_results(folder: Path, command: str, reports: list[dict], judged: list[list]) -> None:
-    """Write results.json and scores.jsonl; each file appears whole or not at all. `judged` are the
-    items of each report."""
-    results = {
-        "command": command,
+class JudgedSet(NamedTuple):
+    """A set of items that one model has judged."""
+
+    report: dict  # its entry in results.json
+    judged: list
+    keys: list[RowKey]  # of each item
+    draws: np.ndarray  # from `report`
+
+
+def write_results(folder: Path, about: dict, judged_sets: list[JudgedSet]) -> None:
+    """Write scores.jsonl and results.json, whose beginning is `about`; each file appears whole or
+    not at all."""
+    results = about | {
         "versions": {
             "tinyrm": checkout_version(),
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
         "resamples": RESAMPLES,
-        "reports": reports,
+        "reports": [each.report for each in judged_sets],
     }
-    scores_path, results_path = folder / "scores.jsonl", folder / "results.json"
-    with replacing(scores_path) as scores_file, replacing(results_path) as results_file:
-        write_scores(scores_file, reports, judged)
-        text = json.dumps(results, indent=2, allow_nan=False)
-        results_file.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    try:
+        with replacing(folder / "scores.jsonl") as path:
+            write_scores(path, judged_sets)
+        with replacing(folder / "results.json") as path:
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{folder}: the results could not be written ({error.strerror}): make "
+                         "room, or give another folder with --out") from None
 
 
-def write_scores(path: Path, reports: list[dict], judged: list[list]) -> None:
+def write_scores(path: Path, judged_sets: list[JudgedSet]) -> None:
+    """The rows of all items, in the order of their files."""
     with open(path, "w", encoding="utf-8") as file:
-        for each, items in zip(reports, judged, strict=True):
-            origin = {"model": each["model"], "data": each["data"]}
-            for one in items:
-                for row in score_rows(one):
-                    file.write(json.dumps(origin | row) + "\n")
+        for each in judged_sets:
+            origin = {"model": each.report["model"], "data": each.report["data"]}
+            in_order = sorted(range(len(each.keys)), key=lambda index: each.keys[index].place)
+            for index in in_order:
+                key, judged = each.keys[index], each.judged[index]
+                row_of_file = {"split": key.split, "line": key.line, "id": key.id}
+                for row in score_rows(judged):
+                    file.write(json.dumps(origin | row_of_file | row) + "\n")
