@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from infra.benchmarks import Line, Measured, PairStats, RowKey, names_of, pair_tables
-from infra.calibration import calibration, comparisons_of, orders
+from infra.calibration import TEMPERATURES, calibration, comparisons_of, orders
 from infra.files import read_json, replacing
 from infra.hub import ROOT
 from infra.pairs import prompt_key
@@ -416,8 +416,11 @@ def share_of(right: float, count: int) -> str:
 
 
 def calibration_line(numbers: dict) -> str:
+    beyond = ""  # at the end of what is tried the judge is always right, or not at all
+    if not 2 * TEMPERATURES[0] < numbers["temperature"] < TEMPERATURES[-1] / 2:
+        beyond = "beyond "
     text = (f"mean confidence {numbers['mean confidence']:.3f}, ECE {numbers['ECE']:.3f}, Brier "
-            f"{numbers['Brier']:.3f}; best temperature {numbers['temperature']:.2f}")
+            f"{numbers['Brier']:.3f}; best temperature {beyond}{numbers['temperature']:.2f}")
     mended = numbers.get("with a temperature")
     if mended:
         text += f", fitted on the other half: ECE {mended['ECE']:.3f}, Brier {mended['Brier']:.3f}"

@@ -267,7 +267,7 @@ def test_a_table_of_one_report_has_all_its_lines():
     assert text.startswith("""
 dir/some.jsonl
               accuracy [95 %]                right/n       if shorter  longer wins
-  all         0.667 [0.208 0.939]                2/3       0.500 of 2        0.333
+  all         0.667 [0.202 0.940]                2/3       0.500 of 2        0.333
   x           1.000 [0.342 1.000]                2/2       1.000 of 1        0.500
 3 prompts, 6 rows, 0 truncated rows
 all, 3 comparisons: first slot wins 0.667, right in one order 0.833, by both 0.667
