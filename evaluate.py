@@ -552,9 +552,11 @@ def what_was_asked(flags: argparse.Namespace) -> dict:
     """All that the results depend on. Local names are whole paths: two files may have one name."""
 
     def full(name: str | Path | None) -> str | None:
-        if name is not None and Path(name).exists():
+        if name is None:
+            return None
+        if Path(name).exists():
             return str(Path(name).resolve())
-        return name and str(name)
+        return str(name)
 
     asked = {
         "models": [full(name) for name in flags.models],

@@ -33,7 +33,9 @@ class Comparisons(NamedTuple):
 
 def comparisons_of(judged: list, prompts: np.ndarray) -> Comparisons:
     """Each better response of judged items with each worse one. prompts (N,): of each item."""
-    first, second, numbers = [], [], []
+    first = []
+    second = []
+    numbers = []
     for one, prompt in zip(judged, prompts, strict=True):
         better, worse = slice(None, one.item.good), slice(one.item.good, None)
         # tables of (better, worse)
@@ -48,16 +50,22 @@ def comparisons_of(judged: list, prompts: np.ndarray) -> Comparisons:
 def orders(compared: Comparisons) -> dict:
     """How often both orders agree, how often the verdict is right where they do and where not, and
     what one order alone gives. A tie is half right, and half a win of the first slot."""
-    verdicts, agree = compared.verdicts(), compared.agree()
-    shown_first, shown_second = np.sign(compared.first), np.sign(compared.second)
+    verdicts = compared.verdicts()
+    agree = compared.agree()
+    shown_first = np.sign(compared.first)
+    shown_second = np.sign(compared.second)
+
+    # The first slot wins a row that shows the better response second where that one loses; two rows
+    # of halves are quarters.
+    first_slot = (1 + shown_first) + (1 - shown_second)
+    one_order = (1 + shown_first) + (1 + shown_second)
     return {
         "comparisons": len(verdicts),
         "right": float(verdicts.sum()),
         "both orders agree": int(agree.sum()),
         "right where they agree": float(verdicts[agree].sum()),
-        # the first slot wins a row that shows the better one second where that one loses
-        "first slot wins": float((2 + shown_first - shown_second).sum() / 4),
-        "right in one order": float((2 + shown_first + shown_second).sum() / 4),
+        "first slot wins": float(first_slot.sum() / 4),
+        "right in one order": float(one_order.sum() / 4),
     }
 
 
@@ -71,14 +79,21 @@ def log_probability(compared: Comparisons, temperature: float) -> np.ndarray:
 
 def fit_temperature(compared: Comparisons) -> float:
     """The temperature with the smallest mean of -log P(better wins)."""
-
-    def best(temperatures: np.ndarray) -> int:
-        return int(np.argmin([-log_probability(compared, t).mean() for t in temperatures]))
-
-    index = best(TEMPERATURES)
     last = len(TEMPERATURES) - 1
-    finer = np.geomspace(TEMPERATURES[max(0, index - 1)], TEMPERATURES[min(last, index + 1)], 41)
-    return float(finer[best(finer)])
+    index = best_of_these(TEMPERATURES, compared)
+    low = TEMPERATURES[max(0, index - 1)]
+    high = TEMPERATURES[min(last, index + 1)]
+
+    finer = np.geomspace(low, high, 41)
+    return float(finer[best_of_these(finer, compared)])
+
+
+def best_of_these(temperatures: np.ndarray, compared: Comparisons) -> int:
+    losses = []
+    for temperature in temperatures:
+        loss = -log_probability(compared, temperature).mean()
+        losses.append(loss)
+    return int(np.argmin(losses))
 
 
 def expected_error(confidence: np.ndarray, right: np.ndarray) -> float:

@@ -16,6 +16,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -237,13 +238,12 @@ def name_stats(judged: list, measured: Measured) -> dict:
     return stats
 
 
-def line_counts(line: Line, names: list, stats: dict) -> dict:
+def line_counts(line: Line, stats: dict) -> dict:
     """The counts of a line, those of its names together; none if a value is no verdict on a pair,
     but a pick from many, or a margin."""
-    found = [name for name in line.weights if name in names]
-    if any(name not in stats for name in found):
+    if not line.weights.keys() <= stats.keys():
         return {}
-    together = sum(stats[name] for name in found)
+    together = sum(stats[name] for name in line.weights)  # (7,)
     counts = {}
     for field, count in zip(PairStats._fields, together.tolist(), strict=True):
         counts[STAT_KEYS[field]] = whole(count)
@@ -257,12 +257,21 @@ def whole(number: float) -> int | float:
     return number
 
 
-def kind_of(lines: list[Line], names: list, measured: Measured) -> str:
+def lines_found(measured: Measured, names: list) -> list[Line]:
+    """The lines with those of their names that an item has; without lines that have none."""
+    lines = []
+    for line in measured.lines:
+        found = {name: line.weights[name] for name in names if name in line.weights}
+        if found:
+            lines.append(line._replace(weights=found))
+    return lines
+
+
+def kind_of(lines: list[Line], measured: Measured) -> str:
     """What the numbers of the lines are called: "accuracy" where each is the share of verdicts that
     are right, else "score"."""
     for line in lines:
-        found = [name for name in line.weights if name in names]
-        if len(found) > 1 or found[0] not in measured.comparisons:
+        if len(line.weights) > 1 or not line.weights.keys() <= measured.comparisons.keys():
             return "score"
     return "accuracy"
 
@@ -282,7 +291,7 @@ def report(
     # the values as tables; lines whose names nobody has are not shown
     measured = measure(judged)
     names = names_of(measured.values)
-    lines = [line for line in measured.lines if line.weights.keys() & set(names)]
+    lines = lines_found(measured, names)
     values = value_table(measured.values, names)  # (N, M)
     tables = line_tables(lines, names)
     belongs = (~np.isnan(values) @ tables.weights > 0).T  # (L, N) items that a line is made of
@@ -305,14 +314,14 @@ def report(
         row = {"name": line.title}
         for key, column in columns.items():
             row[key] = column[number].tolist()
-        rows.append(row | line_counts(line, names, stats))
+        rows.append(row | line_counts(line, stats))
 
     # the first line is the score; of its items also all comparisons of a better with a worse one
     score = rows[0]
     of_score = np.flatnonzero(belongs[0])
     compared = comparisons_of([judged[i] for i in of_score], prompts[of_score])
     summary = {
-        "measure": kind_of(lines, names, measured),
+        "measure": kind_of(lines, measured),
         "score": score["score"],
         "low": score["low"],
         "high": score["high"],
@@ -389,24 +398,25 @@ def cells(line: dict) -> str:
 
 
 def details(report: dict) -> list[str]:
-    """How much was judged, what the order of two responses does, and how well the probabilities
-    hold."""
+    """How much was judged; and of the comparisons of the first line what the order of two responses
+    does, and how well the probabilities hold."""
     seen = [f"{count:,} {what}" for what, count in report["seen"].items()]
     text = [", ".join([f"{report['prompts']:,} prompts"] + seen)]
 
+    counts = report["orders"]
+    total, right = counts["comparisons"], counts["right"]
+    text.append(f"{report['lines'][0]['name']}, {total:,} comparisons:")
     # a response alone in its row has no order
-    counts, first_line = report["orders"], report["lines"][0]["name"]
-    total = counts["comparisons"]
-    about = f"{first_line}, {total:,} comparisons"
     if report["format"]["context"] == "pair":
-        agree, right = counts["both orders agree"], counts["right where they agree"]
-        text.append(f"{about}: first slot wins {counts['first slot wins'] / total:.3f}, right in "
-                    f"one order {counts['right in one order'] / total:.3f}, by both "
-                    f"{counts['right'] / total:.3f}")
-        text.append(f"{about}: both orders agree {agree / total:.3f}, right there "
-                    f"{share_of(right, agree)}, elsewhere "
-                    f"{share_of(counts['right'] - right, total - agree)}")
-    return text + [f"{about}: {calibration_line(report['calibration'])}"]
+        agree, right_there = counts["both orders agree"], counts["right where they agree"]
+        first_slot, one_order = counts["first slot wins"], counts["right in one order"]
+        text.append(f"  both orders agree {agree / total:.3f}: right there "
+                    f"{share_of(right_there, agree)}, elsewhere "
+                    f"{share_of(right - right_there, total - agree)}")
+        text.append(f"  first slot wins {first_slot / total:.3f}; right in one order "
+                    f"{one_order / total:.3f}, by both {right / total:.3f}")
+    text.append("  " + calibration_line(report["calibration"]))
+    return text
 
 
 def share_of(right: float, count: int) -> str:
@@ -422,15 +432,15 @@ def calibration_line(numbers: dict) -> str:
     text = (f"mean confidence {numbers['mean confidence']:.3f}, ECE {numbers['ECE']:.3f}, Brier "
             f"{numbers['Brier']:.3f}; best temperature {beyond}{numbers['temperature']:.2f}")
     mended = numbers.get("with a temperature")
-    if mended:
-        text += f", fitted on the other half: ECE {mended['ECE']:.3f}, Brier {mended['Brier']:.3f}"
+    if mended is not None:
+        text += f"; that of one half of the prompts gives the other ECE {mended['ECE']:.3f}"
     return text
 
 
 LEGEND = f"""
 accuracy     share of the verdicts, by both orders, that are right
 score        what the benchmark makes of them
-[95 %]       from {RESAMPLES:,} samples of the prompts; Wilson's where few are right, or few wrong
+[95 %]       from {RESAMPLES:,} samples of the prompts; Wilson's if under {FEW} are right, or wrong
 right/n      verdicts that are right, of how many; without weights, a tie as the benchmark counts it
 if shorter   the same where the better response is the shorter one
 longer wins  what a judge would score that always takes the longer response
@@ -531,14 +541,20 @@ def write_results(folder: Path, about: dict, judged_sets: list[JudgedSet]) -> No
         "reports": [each.report for each in judged_sets],
     }
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    with writing(folder / "scores.jsonl") as path:
+        write_scores(path, judged_sets)
+    with writing(folder / "results.json") as path:
+        path.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """As `replacing`; what the disk refuses is a ValueError that names the file."""
     try:
-        with replacing(folder / "scores.jsonl") as path:
-            write_scores(path, judged_sets)
-        with replacing(folder / "results.json") as path:
-            path.write_text(text, encoding="utf-8")
+        with replacing(path) as temporary:
+            yield temporary
     except OSError as error:
-        raise ValueError(f"{folder}: the results could not be written ({error.strerror}): make "
-                         "room, or give another folder with --out") from None
+        raise ValueError(f"{path}: {error.strerror}: make room, or give another --out") from None
 
 
 def write_scores(path: Path, judged_sets: list[JudgedSet]) -> None:

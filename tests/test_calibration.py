@@ -95,7 +95,7 @@ def test_a_half_is_mended_by_what_the_other_half_says():
 def test_one_prompt_has_no_other_half():
     one = comparisons_of([judged([3, 2, 0], good=2)], np.array([0]))
     assert "with a temperature" not in calibration(one)
-    assert "fitted" not in calibration_line(calibration(one))
+    assert "half" not in calibration_line(calibration(one))
 
 
 def test_a_judge_that_is_always_right_cannot_be_too_sure():

@@ -568,7 +568,7 @@ def test_the_same_model_twice_has_equal_rows_and_no_difference(tiny, tmp_path, c
     _, _, tables = capsys.readouterr().out.partition(f"A = {tiny}")
     cells = [line.split(None, 2) for line in tables.splitlines()]
     of_a = [cell[2] for cell in cells if cell[1:2] == ["A"]]
-    of_b = [cell[1] + " " + cell[2] for cell in cells if cell[:1] == ["B"] and cell[1] != "-"]
+    of_b = [cell[1] + " " + cell[2] for cell in cells if cell[:1] == ["B"] and cell[1] not in "-="]
     assert len(of_a) == len(of_b) == 8
     assert [text.split() for text in of_a] == [text.split() for text in of_b]
 

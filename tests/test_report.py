@@ -270,9 +270,10 @@ dir/some.jsonl
   all         0.667 [0.202 0.940]                2/3       0.500 of 2        0.333
   x           1.000 [0.342 1.000]                2/2       1.000 of 1        0.500
 3 prompts, 6 rows, 0 truncated rows
-all, 3 comparisons: first slot wins 0.667, right in one order 0.833, by both 0.667
-all, 3 comparisons: both orders agree 0.667, right there 1.000 of 2, elsewhere 0.000 of 1
-all, 3 comparisons: mean confidence 0.""")
+all, 3 comparisons:
+  both orders agree 0.667: right there 1.000 of 2, elsewhere 0.000 of 1
+  first slot wins 0.667; right in one order 0.833, by both 0.667
+  mean confidence 0.""")
 
 
 def test_accuracy_where_the_better_one_is_shorter_is_a_dash_where_it_never_is():
@@ -283,7 +284,7 @@ def test_accuracy_where_the_better_one_is_shorter_is_a_dash_where_it_never_is():
 
 def test_single_context_has_no_orders_to_print():
     one = full_report("a", "f.jsonl", MODEL_A) | {"format": {"context": "single"}}
-    *_, seen, calibration = show([one]).splitlines()
+    *_, seen, _, calibration = show([one]).splitlines()
     assert seen == "400 prompts, 800 rows, 0 truncated rows"
     assert "ECE" in calibration
 
@@ -437,7 +438,7 @@ def test_results_that_cannot_be_written_leave_those_of_before(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2  # nothing half-written
 
 
-def test_a_full_disk_is_a_line_that_names_the_folder_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_is_a_line_that_names_the_file(tmp_path, monkeypatch):
     def full(*args, **more):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -445,7 +446,8 @@ def test_a_full_disk_is_a_line_that_names_the_folder_and_leaves_nothing(tmp_path
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(ValueError, match="No space left on device.*--out") as error:
         write_results(out, ABOUT, [judged_set("a", "x", MODEL_A[:4])])
-    assert str(error.value).startswith(str(out)) and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{out / 'results.json'}: ")
+    assert "\n" not in str(error.value)
     assert [path.name for path in out.iterdir()] == ["scores.jsonl"]  # whole, and no *.tmp
 
 
