@@ -1,7 +1,7 @@
 """What is stored and printed about judged items: scores with their intervals, and counts.
 
     report          judged items -> the numbers of results.json
-      value_table       the named values of a benchmark as one table
+      value_tables      the named values of a benchmark as tables
       line_scores       the score of each line, where items can count more than once
       bootstrap_draws   these scores for all items, and for 1,000 samples of the prompts
       score_interval    the score, and between what it lies with 95 % confidence
@@ -76,13 +76,23 @@ def longer_wins(judged):
 # -------------------------------------------------------------------------------------- the numbers
 
 
-def value_table(values: list[dict], names: list) -> np.ndarray:
-    """The values of a benchmark as (N, M), nan where an item does not have the name."""
+class Values(NamedTuple):
+    """The values of a benchmark as tables of items and names."""
+
+    has: np.ndarray  # (N, M), 1 where the item has the name, else 0
+    value: np.ndarray  # (N, M), 0 where it has not
+
+
+def value_tables(values: list[dict], names: list) -> Values:
+    has = np.zeros((len(values), len(names)))
     table = np.zeros((len(values), len(names)))
+    column_of = {name: column for column, name in enumerate(names)}
     for row, of_item in enumerate(values):
-        for column, name in enumerate(names):
-            table[row, column] = of_item.get(name, np.nan)
-    return table
+        for name, value in of_item.items():
+            column = column_of[name]
+            has[row, column] = 1
+            table[row, column] = value
+    return Values(has, table)
 
 
 class LineTables(NamedTuple):
@@ -103,13 +113,13 @@ def line_tables(lines: list[Line], names: list) -> LineTables:
 
 
 @np.errstate(invalid="ignore")
-def line_scores(values: np.ndarray, times: np.ndarray, tables: LineTables) -> np.ndarray:
-    """The score of each line, (L,), where item i counts times[i] times. values (N, M), times (N,).
+def line_scores(values: Values, times: np.ndarray, tables: LineTables) -> np.ndarray:
+    """The score of each line, (L,), where item i counts times[i] times: (N,).
 
     Names that no item has are left out of the lines, and a line without any is nan."""
     # the mean of each name, over the items that have it
-    counts = times @ ~np.isnan(values)  # (M,)
-    totals = times @ np.nan_to_num(values)  # (M,)
+    counts = times @ values.has  # (M,)
+    totals = times @ values.value  # (M,)
     means = totals / np.maximum(counts, 1)
 
     # the mean of each line, over the names that are there; what is a bonus is not divided by
@@ -130,18 +140,17 @@ def prompt_numbers(judged: list) -> np.ndarray:
     return np.array(numbers)
 
 
-def bootstrap_draws(values: np.ndarray, prompts: np.ndarray, tables: LineTables) -> np.ndarray:
+def bootstrap_draws(values: Values, prompts: np.ndarray, tables: LineTables) -> np.ndarray:
     """The scores of all items, and below them those of the samples: (1 + RESAMPLES, L). In a sample
-    U prompts are drawn from the U, with replacement. values (N, M); prompts (N,) as numbered by
-    `prompt_numbers`."""
+    U prompts are drawn from the U, with replacement. prompts (N,) as `prompt_numbers` has them."""
     # always the same samples: two models on the same items are compared on the same draws
     random = np.random.default_rng(0)
     count = prompts.max() + 1  # U
 
-    draws = [line_scores(values, np.ones(len(values)), tables)]
+    draws = [line_scores(values, np.ones(len(prompts)), tables)]
     for _ in range(RESAMPLES):
         drawn = random.integers(count, size=count)  # (U,) numbers of prompts
-        times = np.bincount(drawn, minlength=count)  # (U,) how often each was drawn
+        times = np.bincount(drawn, minlength=count).astype(float)  # (U,) how often each was drawn
         draws.append(line_scores(values, times[prompts], tables))
     return np.array(draws)
 
@@ -160,20 +169,19 @@ def percentiles(draws: np.ndarray) -> Interval:
     return Interval(draws[0], low, high)
 
 
-def counted_prompts(values: np.ndarray, prompts: np.ndarray, tables: LineTables) -> np.ndarray:
+def counted_prompts(values: Values, prompts: np.ndarray, tables: LineTables) -> np.ndarray:
     """How many prompts, weighing alike, each line is worth: (sum w)^2 / sum w^2 over the weights w
-    of its prompts (Kish), (L,). values (N, M); prompts (N,)"""
-    has = ~np.isnan(values)
-    share_of_item = has / np.maximum(has.sum(axis=0), 1)  # (N, M)
+    of its prompts (Kish), (L,). prompts (N,)"""
+    share_of_item = values.has / np.maximum(values.has.sum(axis=0), 1)  # (N, M)
     of_item = share_of_item @ tables.weights  # (N, L)
     of_prompt = np.zeros((prompts.max() + 1, of_item.shape[1]))  # (U, L)
     np.add.at(of_prompt, prompts, of_item)
     return of_prompt.sum(axis=0) ** 2 / (of_prompt**2).sum(axis=0)
 
 
-def are_shares(values: np.ndarray, tables: LineTables) -> np.ndarray:
+def are_shares(values: Values, tables: LineTables) -> np.ndarray:
     """The lines that are means of values between 0 and 1: (L,)."""
-    outside = (values < 0) | (values > 1)  # nan is not
+    outside = (values.value < 0) | (values.value > 1)  # (N, M)
     return ~(outside.any(axis=0) @ (tables.weights > 0))
 
 
@@ -217,7 +225,7 @@ def difference_interval(draws: np.ndarray, counted: np.ndarray, shares: np.ndarr
 def length_baseline(measure, judged: list, names: list, tables: LineTables) -> np.ndarray:
     """What each line would be for a judge to whom the longer response is the better one: (L,)."""
     by_length = measure([longer_wins(one) for one in judged])
-    values = value_table(by_length.values, names)
+    values = value_tables(by_length.values, names)
     return line_scores(values, np.ones(len(judged)), tables)
 
 
@@ -292,9 +300,9 @@ def report(
     measured = measure(judged)
     names = names_of(measured.values)
     lines = lines_found(measured, names)
-    values = value_table(measured.values, names)  # (N, M)
+    values = value_tables(measured.values, names)
     tables = line_tables(lines, names)
-    belongs = (~np.isnan(values) @ tables.weights > 0).T  # (L, N) items that a line is made of
+    belongs = (values.has @ tables.weights > 0).T  # (L, N) items that a line is made of
 
     # one column for each number, (L,)
     prompts = prompt_numbers(judged)
