@@ -589,6 +589,9 @@ def judge_set(
     count = len(eval_set.items)
     print(f"\njudging {count:,} items of {name} ({eval_set.source})", flush=True)
     judged = judge_all(reward_model, eval_set)
+    judged_prompts = [one.item.prompt for one in judged]
+    if judged_prompts != [key.prompt for key in eval_set.keys]:
+        raise ValueError(f"{name}: it was changed while it was judged: judge it again")
     summary, draws = report(eval_set.measure, judged, first_draws)
 
     # an entry of results.json

@@ -1,23 +1,22 @@
 """Scores of the same rows by another judge, from a file, next to ours.
 
-A scores.jsonl of ours, or JSON lines that name the row by its `id` (`pair_id`) or by `line`, its
-number in the file from 1; rows of benchmarks may also give `subset` or `split` where one id stands
-in several. Scores are numbers, of which a higher one is better, in one of these forms:
+A scores.jsonl of ours; or JSON lines, or one array, that name the row by its `id` (`pair_id`) or by
+`line`, its number in the file from 1. Rows of benchmarks may also give `subset` or `split`, where
+one id stands in several; a file of several judges gives `model`. Scores are numbers, of which a
+higher one is better, in one of these forms:
 
     {"id": 7, "scores": [1.5, -0.2]}               the chosen responses first, in the row's order
     {"id": 7, "chosen": 1.5, "rejected": -0.2}     a list where the row has one; or score_chosen and
                                                    score_rejected, scores_chosen and ...
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from infra.benchmarks import Measured, RowKey, row_id
-from infra.files import read_json_lines
+from infra.benchmarks import Measured, RowKey, numbered_rows, row_id
 from infra.report import JudgedSet, report, show
 
 SIDES = [
@@ -25,6 +24,7 @@ SIDES = [
     ("score_chosen", "score_rejected"),
     ("scores_chosen", "scores_rejected"),
 ]
+LARGEST = 1e300
 FORMS = '"scores", or "chosen" and "rejected" (or a scores.jsonl of evaluate.py)'
 
 
@@ -78,11 +78,10 @@ def read_other_judges(path: str, data_name: str, keys: list[RowKey]) -> list[Oth
     """The judges whose scores are in a file: one, or each model of a scores.jsonl, where what is of
     other data than `data_name` is left out. ValueError if no row is of an item."""
     rows, judges = Rows(keys), {}
-    for number, row in read_json_lines(path):
-        data_of_row = str(row.get("data", data_name))
-        if Path(data_of_row).name != Path(data_name).name:
-            continue
+    for number, row in numbered_rows(path):
         where = f"{path}, line {number}"
+        if is_ours(row) and Path(str(row.get("data"))).name != Path(data_name).name:
+            continue
         name = str(row.get("model", ""))
         judge = judges.setdefault(name, OtherJudge(f"{name} in {path}".strip(), {}, set()))
 
@@ -98,11 +97,16 @@ def read_other_judges(path: str, data_name: str, keys: list[RowKey]) -> list[Oth
     return found
 
 
+def is_ours(row: dict) -> bool:
+    """Whether it is a row of our scores.jsonl: of one comparison."""
+    return "log_odds_a_first" in row
+
+
 def add_scores(judge: OtherJudge, index: int, key: RowKey, row: dict, where: str) -> None:
     """Put what a row says about an item into the judge's table."""
     k = key.responses
     # ours: a row for each comparison
-    if "log_odds_a_first" in row:
+    if is_ours(row):
         if row.get("prompt") != key.prompt:
             raise ValueError(f"{where}: another prompt than in line {key.line} of what is judged: "
                              "these are scores of another file")
@@ -140,7 +144,7 @@ def numbers(value: object, where: str) -> np.ndarray:
         value = [value]
     for number in value:
         is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if not is_number or not math.isfinite(number):
+        if not is_number or not abs(number) <= LARGEST:  # nan neither
             raise ValueError(f"{where}: {number!r} is no number: give {FORMS}")
     return np.array(value, float)
 

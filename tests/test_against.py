@@ -62,6 +62,15 @@ def test_rows_are_found_by_id_or_line(read):
     assert judge.unmatched == set()
 
 
+def test_an_array_with_names_of_models_has_several_judges(tmp_path):
+    rows = [{"id": "x", "model": name, "data": "v2", "score_chosen": [1], "score_rejected": [0]}
+            for name in ("m", "n")]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(rows))
+    judges = read_other_judges(str(path), "my.jsonl", KEYS)
+    assert [judge.name for judge in judges] == [f"m in {path}", f"n in {path}"]
+
+
 def test_rows_of_nothing_here_are_counted(read):
     (judge,) = read(
         {"id": "x", "scores": [1, 0]},
@@ -90,6 +99,7 @@ def test_an_id_of_several_rows_needs_a_subset_or_a_line(read):
     ({"id": 7, "scores": [1, None]}, "line 2: None is no number"),
     ({"id": 7, "scores": [1, float("nan")]}, "line 2: nan is no number"),
     ({"id": 7, "scores": [True, 1]}, "line 2: True is no number"),
+    ({"id": 7, "scores": [10**400, 1]}, "line 2: 1000.* is no number"),
     ({"id": 7, "scores": [1, 2, 3]}, "line 2: 3 scores, but the row has 2 responses"),
 ])
 def test_scores_that_do_not_fit_are_a_line_that_names_them(read, row, message):

@@ -619,6 +619,19 @@ def test_files_of_one_name_and_limits_have_results_of_their_own(tiny, tmp_path, 
     assert folders == ["x", "x-2", "x-3", "x-4"]  # the last one has the second's again
 
 
+def test_a_file_that_changes_while_it_is_judged_is_an_error(tiny, tmp_path, monkeypatch):
+    file = write(tmp_path / "p.jsonl", random_pairs(4))
+    judge = RewardModel.judge
+
+    def change_and_judge(self, items):
+        write(file, random_pairs(4)[::-1])
+        return judge(self, items)
+
+    monkeypatch.setattr(RewardModel, "judge", change_and_judge)
+    with pytest.raises(ValueError, match="p.jsonl: it was changed while it was judged"):
+        evaluate.main([str(tiny), str(file), "--out", str(tmp_path / "out")])
+
+
 def test_a_file_of_identical_pairs_is_half_right(tiny, tmp_path, capsys):
     rows = [{"prompt": "one", "chosen": "two", "rejected": "two"}] * 2
     file = write(tmp_path / "same.jsonl", rows)
