@@ -47,17 +47,10 @@ from infra.machine import pick_device
 from infra.pairs import is_texts, to_text
 from infra.prefetch import one_ahead
 from infra.progress import with_progress
-from infra.report import (
-    LEGEND,
-    JudgedSet,
-    check_writable,
-    report,
-    results_folder,
-    show,
-    without_texts,
-    write_results,
-)
+from infra.report import report, without_texts
+from infra.results import JudgedSet, check_writable, results_folder, write_results
 from infra.stopping import exit_code_of
+from infra.tables import LEGEND, show
 from tinyrm import ModernBERT
 
 WINDOW = 256  # comparisons that are tokenised at a time, one window ahead of the encoder

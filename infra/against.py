@@ -17,7 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from infra.benchmarks import Measured, RowKey, numbered_rows, row_id
-from infra.report import JudgedSet, report, show
+from infra.report import report
+from infra.results import JudgedSet
+from infra.tables import show
 
 SIDES = [
     ("chosen", "rejected"),

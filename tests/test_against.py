@@ -11,7 +11,7 @@ from test_report import coins, judged_set
 
 from infra.against import compare_with, read_other_judges, show_comparison
 from infra.benchmarks import RowKey, best_of_n, pairs
-from infra.report import write_results
+from infra.results import write_results
 
 
 def key(line, id=None, subset="", split="", responses=2):

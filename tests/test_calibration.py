@@ -16,7 +16,7 @@ from infra.calibration import (
     log_probability,
     orders,
 )
-from infra.report import calibration_line
+from infra.tables import calibration_line
 
 
 def compared(first, second=None):

@@ -15,18 +15,9 @@ from test_benchmarks import SUBSETS, judged, lines_of, pair
 from data import Item
 from evaluate import Judged
 from infra.benchmarks import BENCHMARKS, Line, Measured, RowKey, pair_stats, pairs
-from infra.report import (
-    LEGEND,
-    RESAMPLES,
-    JudgedSet,
-    check_writable,
-    report,
-    results_folder,
-    score_rows,
-    show,
-    without_texts,
-    write_results,
-)
+from infra.report import RESAMPLES, report, without_texts
+from infra.results import JudgedSet, check_writable, results_folder, score_rows, write_results
+from infra.tables import LEGEND, show
 
 
 def coins(rights):
