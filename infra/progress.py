@@ -54,7 +54,6 @@ def with_progress(items: Iterable, total: int, what: str) -> Iterator:
         now = time.monotonic()
         if now - shown >= PAUSE:
             shown = now
-            seconds_left = (now - began) / number * (total - number)
-            print(f"{what} {number:,} of {total:,}  {seconds_left:.0f} s left", file=sys.stderr,
+            print(f"{what} {number:,} of {total:,} after {now - began:.0f} s", file=sys.stderr,
                   flush=True)
         yield item

@@ -84,8 +84,7 @@ def details(report: dict) -> list[str]:
                     f"{share_of(right - right_there, total - agree)}")
         text.append(f"  first slot wins {first_slot / total:.3f}; right in one order "
                     f"{one_order / total:.3f}, by both {right / total:.3f}")
-    text.append("  " + calibration_line(report["calibration"]))
-    return text
+    return text + calibration_lines(report["calibration"])
 
 
 def share_of(right: float, count: int) -> str:
@@ -94,16 +93,20 @@ def share_of(right: float, count: int) -> str:
     return f"{right / count:.3f} of {count:,}"
 
 
-def calibration_line(numbers: dict) -> str:
+def calibration_lines(numbers: dict) -> list[str]:
+    """How well the probabilities hold, and what a temperature would give."""
+    errors = f"ECE {numbers['ECE']:.3f}, Brier {numbers['Brier']:.3f}"
+    text = [f"  mean confidence {numbers['mean confidence']:.3f}, {errors}"]
+
     beyond = ""  # at the end of what is tried the judge is always right, or not at all
     if not 2 * TEMPERATURES[0] < numbers["temperature"] < TEMPERATURES[-1] / 2:
         beyond = "beyond "
-    text = (f"mean confidence {numbers['mean confidence']:.3f}, ECE {numbers['ECE']:.3f}, Brier "
-            f"{numbers['Brier']:.3f}; best temperature {beyond}{numbers['temperature']:.2f}")
+    line = f"  best temperature {beyond}{numbers['temperature']:.2f}"
     mended = numbers.get("with a temperature")
     if mended is not None:
-        text += f"; that of one half of the prompts gives the other ECE {mended['ECE']:.3f}"
-    return text
+        errors = f"ECE {mended['ECE']:.3f}, Brier {mended['Brier']:.3f}"
+        line += f"; that of one half of the prompts gives the other {errors}"
+    return text + [line]
 
 
 LEGEND = f"""

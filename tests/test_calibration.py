@@ -16,7 +16,7 @@ from infra.calibration import (
     log_probability,
     orders,
 )
-from infra.tables import calibration_line
+from infra.tables import calibration_lines
 
 
 def compared(first, second=None):
@@ -95,8 +95,10 @@ def test_a_half_is_mended_by_what_the_other_half_says():
 def test_one_prompt_has_no_other_half():
     one = comparisons_of([judged([3, 2, 0], good=2)], np.array([0]))
     assert "with a temperature" not in calibration(one)
-    assert "half" not in calibration_line(calibration(one))
+    assert calibration_lines(calibration(one))[-1].startswith("  best temperature beyond 0.02")
+    assert "half" not in calibration_lines(calibration(one))[-1]
 
 
 def test_a_judge_that_is_always_right_cannot_be_too_sure():
-    assert "best temperature beyond 0.02" in calibration_line(calibration(compared([1] * 8)))
+    *_, line = calibration_lines(calibration(compared([1] * 8)))
+    assert line.startswith("  best temperature beyond 0.02; that of one half")
