@@ -3,6 +3,7 @@
     python evaluate.py runs/NAME rewardbench              a benchmark (infra/benchmarks.py has them)
     python evaluate.py runs/NAME my.jsonl                 own pairs, best-of-N rows, 3 x 3 styles
     python evaluate.py runs/A runs/B a.jsonl b.jsonl      several of each, side by side
+    python evaluate.py runs/A a.jsonl --against SCORES    next to another judge's scores of it
     python evaluate.py runs/NAME --ask PROMPT RESPONSE RESPONSE
 
 Two protocols, on the log-odds x of the two label words in a row:
@@ -33,19 +34,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import data
 import dora
 import tinyrm
 from data import Batch, Item, Pair, PromptFormat, Row
+from infra.against import OtherJudge, compare_with, read_other_judges, show_comparison
 from infra.benchmarks import BENCHMARKS, EvalSet, load_eval_set
 from infra.files import read_json
 from infra.hub import fetch_model, version_of
 from infra.machine import pick_device
 from infra.pairs import is_texts, to_text
 from infra.prefetch import one_ahead
-from infra.report import check_writable, report, results_folder, show, without_texts, write_results
+from infra.printed import LEGEND, show
+from infra.progress import with_progress
+from infra.report import report, without_texts
+from infra.results import JudgedSet, check_writable, results_folder, write_results
+from infra.stopping import exit_code_of
 from infra.tables import is_table
 from tinyrm import ModernBERT
 
@@ -79,6 +84,14 @@ class Judged(NamedTuple):
             # 1/2 is what it has against itself
             means.append((math.fsum(row) - 0.5) / opponents)
         return np.array(means)
+
+    def standing(self) -> np.ndarray:
+        """How many responses each one is above: (k,). By the mean win probability; where that is
+        the same, by the mean log-odds, which differ also where probabilities round to 1."""
+        wins, log_odds = self.mean_win_probability(), self.mean_log_odds()  # (k,)
+        above = wins[:, None] > wins
+        above |= (wins[:, None] == wins) & (log_odds[:, None] > log_odds)
+        return above.sum(axis=1)
 
     def mean_log_odds(self) -> np.ndarray:
         """The mean log-odds of winning, in both orders and over all responses, itself counted as
@@ -479,6 +492,8 @@ def make_parser() -> argparse.ArgumentParser:
     # the machine and the files
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--dtype", default="auto", help="auto, fp32 or bf16")
+    add("--against", type=Path, metavar="SCORES", help="another judge's scores of the same rows: a "
+        "scores.jsonl, or JSON lines as infra/against.py has them")
     add("--limit", type=int, default=0, help="judge so many items, evenly spread; 0: all")
     add("--out", type=Path, metavar="DIR", help="for results.json and scores.jsonl (default: "
         "eval/DATA in a run folder, else runs/eval-MODEL/DATA)")
@@ -505,10 +520,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if flags.limit < 0:
         raise ValueError(f"--limit {flags.limit}: give a positive number, or 0 for all")
 
+    if flags.against and len(flags.data) != 1:
+        raise ValueError("--against: give the one file or benchmark that these scores are of")
+
     # found out now, and not when all is judged
     if flags.data:
         if flags.out is None:
-            flags.out = results_folder(flags.models, flags.data)
+            flags.out = results_folder(flags.models, flags.data, what_was_asked(flags))
         check_writable(flags.out)
     return flags
 
@@ -524,13 +542,84 @@ def print_ranking(reward_model: RewardModel, prompt: str, responses: list[str]):
         print(f"{one.rank:3}.  wins {one.win:.3f}  log-odds {one.score:+.3f}  {one.response}")
 
 
+def what_was_asked(flags: argparse.Namespace) -> dict:
+    """All that the results depend on. Local names are whole paths: two files may have one name."""
+
+    def full(name: str | Path | None) -> str | None:
+        if name is None:
+            return None
+        if Path(name).exists():
+            return str(Path(name).resolve())
+        return str(name)
+
+    asked = {
+        "models": [full(name) for name in flags.models],
+        "data": [full(name) for name in flags.data],
+        "against": full(flags.against),
+    }
+    for key in ("context", "template", "domain", "max_length", "limit", "device", "dtype"):
+        asked[key] = getattr(flags, key)
+    return asked
+
+
 def judge_all(reward_model: RewardModel, eval_set: EvalSet) -> list[Judged]:
-    """All items, judged, behind a progress bar. Their texts are not kept: only memory for numbers
+    """All items, judged, with their progress. Their texts are not kept: only memory for numbers
     grows with a file."""
     reward_model.seen.clear()
+    total = len(eval_set.items)
     judged = reward_model.judge(eval_set.items)
-    bar = tqdm(judged, total=len(eval_set.items), disable=None, leave=False)
-    return [without_texts(one) for one in bar]
+    return [without_texts(one) for one in with_progress(judged, total, "judged")]
+
+
+def judge_set(
+    reward_model: RewardModel,
+    name: str,
+    eval_set: EvalSet,
+    first_draws: np.ndarray | None,
+    others: list[OtherJudge],
+) -> JudgedSet:
+    """A set of items, judged, and the numbers printed: next to those of the first model, if these
+    are its draws, and next to those of other judges."""
+    count = len(eval_set.items)
+    print(f"\njudging {count:,} items of {name} ({eval_set.source})", flush=True)
+    judged = judge_all(reward_model, eval_set)
+    judged_prompts = [one.item.prompt for one in judged]
+    if judged_prompts != [key.prompt for key in eval_set.keys]:
+        raise ValueError(f"{name}: it was changed while it was judged: judge it again")
+    summary, draws = report(eval_set.measure, judged, first_draws)
+
+    # an entry of results.json
+    origin = {"data": name, "source": eval_set.source}
+    seen = {"seen": dict(reward_model.seen)}
+    entry = reward_model.about | origin | summary | seen
+    print(show([entry]))
+
+    judged_set = JudgedSet(entry, judged, eval_set.keys, draws)
+    comparisons = [compare_with(eval_set.measure, judged_set, other) for other in others]
+    for comparison in comparisons:
+        print(show_comparison(comparison))
+    if comparisons:
+        entry["against"] = comparisons
+    return judged_set
+
+
+def load_judge(
+    name: str,
+    flags: argparse.Namespace,
+    model_class: type[ModernBERT],
+    format_class: type[PromptFormat],
+) -> RewardModel:
+    return RewardModel.load(
+        name,
+        device=flags.device,
+        dtype=flags.dtype,
+        template=flags.template,
+        context=flags.context,
+        domain=flags.domain,
+        max_length=flags.max_length,
+        model_class=model_class,
+        format_class=format_class,
+    )
 
 
 def main(
@@ -539,22 +628,20 @@ def main(
     format_class: type[PromptFormat] = PromptFormat,
 ):
     flags = parse(argv)
-    # all files are checked before the work begins
+    # all files are checked before the work begins, and that all models open
     eval_sets = {name: load_eval_set(name, flags.limit) for name in flags.data}
+    others = []
+    if flags.against:
+        name = flags.data[0]
+        others = read_other_judges(str(flags.against), name, eval_sets[name].keys)
+    for model_name in flags.models[1:]:
+        load_judge(model_name, flags, model_class, format_class)
 
-    reports, judged, first_draws = [], [], {}
+    arguments = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "evaluate.py"] + arguments)
+    judged_sets, first_draws = [], {}
     for model_name in flags.models:
-        reward_model = RewardModel.load(
-            model_name,
-            device=flags.device,
-            dtype=flags.dtype,
-            template=flags.template,
-            context=flags.context,
-            domain=flags.domain,
-            max_length=flags.max_length,
-            model_class=model_class,
-            format_class=format_class,
-        )
+        reward_model = load_judge(model_name, flags, model_class, format_class)
         # a line for each thing that is known of it
         about = [f"{key} {value}" for key, value in reward_model.about.items()]
         print("\n  ".join(about), flush=True)
@@ -562,33 +649,22 @@ def main(
             print_ranking(reward_model, flags.ask[0], flags.ask[1:])
 
         for name, eval_set in eval_sets.items():
-            count = len(eval_set.items)
-            print(f"\njudging {count:,} items of {name} ({eval_set.source})", flush=True)
-            judged.append(judge_all(reward_model, eval_set))
-
             # the first model is the one that all others are compared with
-            summary, draws = report(eval_set.measure, judged[-1], first_draws.get(name))
-            first_draws.setdefault(name, draws)
-            # an entry of results.json
-            origin = {"data": name, "source": eval_set.source}
-            seen = {"seen": dict(reward_model.seen)}
-            reports.append(reward_model.about | origin | summary | seen)
-            print(show(reports[-1:]))
+            judged_set = judge_set(reward_model, name, eval_set, first_draws.get(name), others)
+            first_draws.setdefault(name, judged_set.draws)
+            # what is judged is on the disk, whatever comes
+            judged_sets.append(judged_set)
+            asked = {"command": command, "asked": what_was_asked(flags)}
+            write_results(flags.out, asked, judged_sets)
 
     # what was asked is only printed, what was judged is written
     if flags.ask:
         return
-    if len(reports) > 1:
-        print(show(reports))  # all side by side
-    arguments = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "evaluate.py"] + arguments)
-    write_results(flags.out, command, reports, judged)
+    if len(flags.models) > 1:
+        print(show([each.report for each in judged_sets]))  # all side by side
+    print(LEGEND)
     print(f"\nresults.json and scores.jsonl are in {flags.out}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code_of(main))

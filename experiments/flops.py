@@ -119,6 +119,8 @@ def cost(reward_model: MeteredRewardModel, seconds: float) -> dict[str, float]:
     unit, units = "pair", spent["rows"] / 2  # a row for each order
     if reward_model.single:
         unit, units = "response", spent["rows"]
+    if units == 0:
+        raise ValueError("nothing to measure: in every pair both responses are the same")
 
     of_token = paper_flops(config.hidden_size, config.num_hidden_layers,
                            config.num_attention_heads, config.intermediate_size)

@@ -7,7 +7,8 @@ item, and the lines of the report, which are weighted means of the means of name
     Line("Reasoning", {"hep-go": 164, "hep-cpp": 164})           (164 * 1/2 + 164 * 1) / 328 = 3/4
 
 An item has no say in the mean of a name that it does not have, and a name that no item has drops
-out of its lines. The first line is the score. `infra/report.py` turns this into numbers.
+out of its lines. The first line is the score. Where a value is the verdict on one comparison, its
+name is in `comparisons`, for the counts of its lines. `infra/report.py` turns this into numbers.
 
 `load_eval_set` fetches a benchmark from the Hub, or opens a file of one's own: the items, and the
 function that measures them.
@@ -15,7 +16,7 @@ function that measures them.
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ import numpy as np
 
 from data import Item
 from infra.hub import fetch_dataset, version_of
-from infra.pairs import parse_item
+from infra.pairs import parse_item, prompt_key
 from infra.tables import read_rows
 
 
@@ -40,6 +41,7 @@ class Measured(NamedTuple):
 
     values: list[dict]  # of each item: {name: value}
     lines: list[Line]  # the first one is the score
+    comparisons: dict = {}  # name -> (i, j), if its value is the verdict on responses i and j
 
 
 def names_of(values: list[dict]) -> list:
@@ -55,11 +57,20 @@ def line_for_each(names) -> list[Line]:
     return [Line(name, {name: 1}) for name in names]
 
 
+BETTER_AND_WORSE = (0, 1)  # the responses of a pair
+
+
+def pair_of_each(names) -> dict:
+    """`comparisons` of names whose values are all verdicts on a pair."""
+    return dict.fromkeys(names, BETTER_AND_WORSE)
+
+
 # ----------------------------------------------------------------------------------------- one item
 
 
 class PairStats(NamedTuple):
-    """Counts over the comparisons of each better response with each worse one of an item.
+    """Counts over the comparisons of each better response with each worse one of an item; of
+    `pair_tables` the same for each comparison, (better, worse).
 
     A tie is half right. In a single row it is half a win of the first slot.
     """
@@ -73,8 +84,8 @@ class PairStats(NamedTuple):
     right_in_one_order: float  # the mean over the two orders
 
 
-def pair_stats(judged) -> PairStats:
-    """The counts of one judged item."""
+def pair_tables(judged) -> PairStats:
+    """What each comparison of one judged item counts."""
     item, log_odds = judged.item, judged.log_odds
     better, worse = slice(None, item.good), slice(item.good, None)
 
@@ -91,14 +102,19 @@ def pair_stats(judged) -> PairStats:
     first_slot = (1 + shown_first) / 2 + (1 - shown_second) / 2
     one_order = (1 + shown_first) / 2 + (1 + shown_second) / 2
     return PairStats(
-        comparisons=right.size,
-        right=right.sum(),
-        better_is_shorter=shorter.sum(),
-        right_where_shorter=right[shorter].sum(),
-        both_orders_agree=(shown_first == shown_second).sum(),
-        first_slot_wins=first_slot.sum() / 2,
-        right_in_one_order=one_order.sum() / 2,
+        comparisons=np.ones_like(right),
+        right=right,
+        better_is_shorter=shorter,
+        right_where_shorter=right * shorter,
+        both_orders_agree=shown_first == shown_second,
+        first_slot_wins=first_slot / 2,
+        right_in_one_order=one_order / 2,
     )
+
+
+def pair_stats(judged) -> PairStats:
+    """The counts of one judged item."""
+    return PairStats._make(table.sum() for table in pair_tables(judged))
 
 
 def best_of(scores, good: int, n: int) -> float:
@@ -129,15 +145,16 @@ def pairs(judged: list) -> Measured:
         if one.item.subset:
             of_item[one.item.subset] = right
         values.append(of_item)
-    return Measured(values, line_for_each(names_of(values)))
+    names = names_of(values)
+    return Measured(values, line_for_each(names), pair_of_each(names))
 
 
 def best_of_n(judged: list) -> Measured:
     """How often the pick is a good response: from all responses, and from 1, 2, 4, 8 ... of them,
-    drawn at random. A response's score is its mean win probability."""
+    drawn at random. The pick is the first by the mean win probability."""
     values = []
     for one in judged:
-        scores, good = one.mean_win_probability(), one.item.good  # (k,)
+        scores, good = one.standing(), one.item.good  # (k,)
         chances = {"the pick from all": best_of(scores, good, len(scores))}
         n = 1
         while n <= len(scores):
@@ -214,7 +231,7 @@ def rewardbench(judged: list) -> Measured:
         lines.append(Line(title, section))
     for section in SECTIONS.values():
         lines.extend(line_for_each(section))
-    return Measured(values, lines)
+    return Measured(values, lines, pair_of_each(names))
 
 
 # ----------------------------------------------------------------- RewardBench 2 (arXiv 2506.01937)
@@ -282,7 +299,7 @@ def rewardbench2(judged: list) -> Measured:
             values.append(tie_values(item.tag, margins))
         else:
             subsets[item.subset] = 1
-            scores = one.mean_win_probability()
+            scores = one.standing()
             values.append({item.subset: best_of(scores, item.good, len(scores))})
 
     # The weights of Ties sum to 1, so that it counts as much as each other subset.
@@ -321,7 +338,7 @@ def rmbench(judged: list) -> Measured:
     """Does the better response win over the worse one, each in three styles (0 concise, 1 detailed,
     2 markdown)? A tie is a loss. All means are plain: of the three cells of a level, of the three
     levels of a domain, of the domains."""
-    values = []
+    values, comparisons = [], {}
     for one in judged:
         wins = one.log_odds > one.log_odds.T  # (6, 6): three better responses, three worse ones
         domain = one.item.subset.partition("-")[0]  # safety-refuse and safety-response are one
@@ -331,6 +348,7 @@ def rmbench(judged: list) -> Measured:
                 style = f"style {better} over {worse}"
                 cell = Cell(domain, level_of(better, worse), style)
                 of_item[cell] = wins[better, 3 + worse]
+                comparisons[cell] = (better, 3 + worse)
         values.append(of_item)
 
     # As every domain has all nine cells, a mean over cells is the mean of means.
@@ -344,7 +362,7 @@ def rmbench(judged: list) -> Measured:
         lines.append(Line(part, {cell: 1 for cell in cells if cell.part() == part}))
     for style in dict.fromkeys(cell.style for cell in cells):
         lines.append(Line(style, {cell: 1 for cell in cells if cell.style == style}))
-    return Measured(values, lines)
+    return Measured(values, lines, comparisons)
 
 
 # -------------------------------------------------------------------- JudgeBench (arXiv 2410.12784)
@@ -374,8 +392,9 @@ def judgebench(judged: list) -> Measured:
     for split in JUDGEBENCH_SPLITS:
         for part in ("two games", "orders averaged", *JUDGEBENCH_SOURCES):
             titles.append(f"{split}: {part}")
-    others = [name for name in names_of(values) if name not in titles]
-    return Measured(values, line_for_each(titles + others))
+    names = names_of(values)
+    others = [name for name in names if name not in titles]
+    return Measured(values, line_for_each(titles + others), pair_of_each(names))
 
 
 # -------------------------------------------------------------------------------- rows from the Hub
@@ -384,6 +403,7 @@ def judgebench(judged: list) -> Measured:
 # in infra/pairs.py. `split` is a key of the benchmark's `files`. The domain says whose question a
 # model for all domains is asked.
 
+REWARDBENCH_SUBSETS = {subset for section in SECTIONS.values() for subset in section}
 SAFETY_SUBSETS = SECTIONS["Safety"].keys() | {"Safety"}  # of RewardBench 1 | and 2
 REASONING_SUBSETS = SECTIONS["Reasoning"].keys() | {"Math"}
 
@@ -413,14 +433,16 @@ def rewardbench2_row(row: dict, split: str) -> dict:
 
 
 def rmbench_row(row: dict, split: str) -> dict:
-    # The id says which of RM-Bench's domains it is; the domain of ours follows from it.
-    return row | {"id": f"{row['domain']}/", "domain": ""}
+    # Where RM-Bench's domain has the name of one of ours, the id says that these are styles.
+    return row | {"id": f"{row['domain']}/"}
 
 
 def judgebench_row(row: dict, split: str) -> dict:
-    better, worse = row["response_A"], row["response_B"]
-    if row["label"] != "A>B":
+    better, worse, label = row["response_A"], row["response_B"], row["label"]
+    if label == "B>A":
         better, worse = worse, better
+    elif label != "A>B":
+        raise ValueError(f"label {label!r}: give A>B or B>A")
     # "mmlu-pro-law" -> "mmlu-pro"; "livebench-math" and "livecodebench" stay as they are
     source = re.match("mmlu-pro|livebench-[a-z]+|[a-z]*", row["source"])[0]
     return {
@@ -430,6 +452,19 @@ def judgebench_row(row: dict, split: str) -> dict:
         "subset": f"{split}: {source}",
         "domain": "reasoning",
     }
+
+
+# In a file of one's own a row with these is JudgeBench's.
+JUDGEBENCH_COLUMNS = {"question", "response_A", "response_B", "label", "source"}
+
+
+def judgebench_split(row: dict) -> str:
+    """The split that a row of JudgeBench's own files belongs to."""
+    writer = str(row.get("response_model", ""))
+    for split in JUDGEBENCH_SPLITS:
+        if split in writer:  # "gpt-4o-2024-05-13", "claude-3-5-sonnet-20240620"
+            return split
+    raise ValueError(f"response_model {writer!r}: give one of {', '.join(JUDGEBENCH_SPLITS)}")
 
 
 class Benchmark(NamedTuple):
@@ -470,20 +505,53 @@ OWN_FORMS = {  # form of a file, as infra/pairs.py names it -> function
     "pairs without a prompt": pairs,
     "best of n": best_of_n,
     "3 x 3 styles": rmbench,
+    # benchmarks in files of one's own
+    "pairs of RewardBench": rewardbench,
+    "pairs of JudgeBench": judgebench,
 }
 
 
 # ------------------------------------------------------------------------ what a model is judged on
 
 
+class RowKey(NamedTuple):
+    """Where an item came from, and how scores of the same row find it."""
+
+    place: int  # among all rows, in the order of the splits and their lines
+    split: str  # of a benchmark; of a file of one's own ""
+    line: int  # of the file, or the number of the row in its split, from 1
+    id: str | int | None  # the row's own, under one of ID_KEYS
+    subset: str
+    prompt: str  # its hash
+    responses: int  # how many there are
+
+
+def row_key(place: int, split: str, line: int, row: dict, item: Item) -> RowKey:
+    """The key of an item that was made of this row."""
+    prompt, responses = prompt_key(item.prompt), len(item.responses)
+    return RowKey(place, split, line, row_id(row), item.subset, prompt, responses)
+
+
 class EvalSet(NamedTuple):
     measure: Callable[[list], Measured]
     items: Collection[Item]  # has a length, and can be iterated again for each model
     source: str  # the Hub's commit, or the hash of the file
+    keys: list[RowKey]  # of each item
+
+
+ID_KEYS = ("id", "pair_id")  # JudgeBench has the second
+
+
+def row_id(row: dict) -> str | int | None:
+    """What the row calls itself."""
+    for key in ID_KEYS:
+        if isinstance(row.get(key), (str, int)):
+            return row[key]
+    return None
 
 
 def load_eval_set(name: str, limit: int = 0) -> EvalSet:
-    """A benchmark or a file of JSON lines; with a limit that many of its items, evenly spread."""
+    """A benchmark or a file; with a limit that many of its items, evenly spread."""
     if name in BENCHMARKS:
         return load_benchmark(name, limit)
     return load_file(name, limit)
@@ -492,20 +560,25 @@ def load_eval_set(name: str, limit: int = 0) -> EvalSet:
 def load_benchmark(name: str, limit: int = 0) -> EvalSet:
     """A benchmark from the Hub: all its splits, from one commit."""
     benchmark = BENCHMARKS[name]
-    items = []
+    rows = []  # (item, key)
     commit = None  # the newest one for the first split, and the same for the others
     for split, pattern in benchmark.files.items():
         commit, paths = fetch_dataset(benchmark.repository, [pattern], commit)
+        line = 0
         for path in paths:
-            for _, row in read_rows(path):
-                items.append(benchmark_item(benchmark, row, split))
+            for _, _, row in read_rows(path):
+                line += 1
+                item = benchmark_item(benchmark, row, split)
+                rows.append((item, row_key(len(rows), split, line, row, item)))
 
-    picked = evenly_spread(len(items), limit)
-    items = [item for i, item in enumerate(items) if i in picked]
+    picked = evenly_spread(len(rows), limit)
+    rows = [row for i, row in enumerate(rows) if i in picked]
 
     # RewardBench's filtered rows are raw rows too: next to each other, both are asked once.
-    items.sort(key=lambda item: (item.prompt, item.responses))
-    return EvalSet(benchmark.measure, items, f"{benchmark.repository} at {commit}")
+    rows.sort(key=lambda row: (row[0].prompt, row[0].responses))
+    items = [item for item, _ in rows]
+    keys = [key for _, key in rows]
+    return EvalSet(benchmark.measure, items, f"{benchmark.repository} at {commit}", keys)
 
 
 def benchmark_item(benchmark: Benchmark, row: dict, split: str) -> Item:
@@ -520,44 +593,62 @@ def benchmark_item(benchmark: Benchmark, row: dict, split: str) -> Item:
 
 
 def load_file(path: str, limit: int = 0) -> EvalSet:
-    """A file of one's own, in one of the forms that infra/pairs.py describes."""
+    """A file of one's own, in one of the forms that infra/pairs.py describes, or with a benchmark's
+    own rows."""
     items = FileItems(path, limit)
-    return EvalSet(OWN_FORMS[items.form], items, version_of(Path(path)))
+    return EvalSet(OWN_FORMS[items.form], items, version_of(Path(path)), items.keys)
 
 
 class FileItems:
     """The items of a file. All lines are checked at once, and read again in each pass over the
-    items, so that memory does not grow with the file."""
+    items, so that memory does not grow with the texts of a file."""
 
     def __init__(self, path: str, limit: int = 0):
         self.path = path
         self.form = ""
-        total = 0
-        # one form in all lines
-        for form, item in self.read():
-            if total == 0:
+        keys, subsets = [], set()
+        for number, where, row in read_rows(path):
+            # one form in all lines
+            form, item = self.parse(where, row)
+            if not keys:
                 self.form = form
             if form != self.form:
                 raise ValueError(
                     f"{item.where}: {form}, after lines of {self.form}: keep to one form"
                 )
-            total += 1
-        if total == 0:
-            raise ValueError(f"{path}: empty: give JSON lines with prompt, chosen and rejected")
-        self.picked = evenly_spread(total, limit)
+            subsets.add(item.subset)
+            keys.append(row_key(number, "", number, row, item))
 
-    def read(self) -> Iterator[tuple[str, Item]]:
-        """(form, item) of each line."""
-        for where, row in read_rows(self.path):
-            yield parse_item(row, where)
+        if not keys:
+            raise ValueError(f"{path}: empty: give JSON lines with prompt, chosen and rejected")
+        self.picked = evenly_spread(len(keys), limit)
+        self.keys = [keys[i] for i in sorted(self.picked)]
+
+        # with RewardBench's subsets alone it has its sections
+        if self.form == "pairs" and subsets <= REWARDBENCH_SUBSETS:
+            self.form = "pairs of RewardBench"
+
+    def parse(self, where: str, row: dict) -> tuple[str, Item]:
+        """(form, item) of a row."""
+        if JUDGEBENCH_COLUMNS <= row.keys():
+            try:
+                row = judgebench_row(row, judgebench_split(row))
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            return "pairs of JudgeBench", parse_item(row, where)[1]
+
+        form, item = parse_item(row, where)
+        if item.domain == "" and item.subset in REWARDBENCH_SUBSETS:
+            item = item._replace(domain=domain_of(item.subset))
+        return form, item
 
     def __len__(self):
         return len(self.picked)
 
     def __iter__(self):
-        for number, (_, item) in enumerate(self.read()):
-            if number in self.picked:
-                yield item
+        for index, found in enumerate(read_rows(self.path)):
+            if index in self.picked:
+                yield self.parse(found.where, found.row)[1]
 
 
 def evenly_spread(total: int, limit: int) -> Collection[int]:

@@ -32,8 +32,9 @@ To judge by there are two forms more, whose sides are lists of responses:
     {"prompt": "What is 2 + 3?", "chosen": ["5."], "rejected": ["6.", "4."]}    # best of n
 
     {"id": "math/12", "prompt": "What is 2 + 3?",       # 3 x 3 styles, as RM-Bench has them: the id
-     "chosen":   ["5.", "It is 5.", "It is **5**."],    # begins with one of STYLE_DOMAINS, and the
-     "rejected": ["6.", "It is 6.", "It is **6**."]}    # styles are concise, detailed, markdown
+     "chosen":   ["5.", "It is 5.", "It is **5**."],    # begins with one of STYLE_DOMAINS, or the
+     "rejected": ["6.", "It is 6.", "It is **6**."]}    # domain is one (and none of ours), and the
+                                                        # styles are concise, detailed, markdown
 """
 
 import hashlib
@@ -70,6 +71,11 @@ def prompt_hash(prompt: str) -> int:
     text = " ".join(clean(prompt).casefold().split())
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
+
+
+def prompt_key(prompt: str) -> str:
+    """The same as 16 hexadecimal digits, for files."""
+    return f"{prompt_hash(prompt):016x}"
 
 
 def is_objects(value: object) -> bool:
@@ -327,7 +333,7 @@ def load_pairs(
         pairs_before = len(pairs)
         first_has_prompt = None
 
-        for where, row in read_rows(path):
+        for _, where, row in read_rows(path):
             pair = parse_pair(row, where)  # of every domain: a bad line is an error in any case
 
             # a forgotten prompt must not be taken for TRL's format without prompts
@@ -441,10 +447,17 @@ def parse_item(row: dict, where: str) -> tuple[str, Item]:
         item = Item(pair.prompt, responses, 1, pair.subset, pair.domain, where)
         return form, item
 
-    # one list at least: best of n
+    # three against three, in RM-Bench's styles
     better = parse_texts(chosen, where)
     worse = parse_texts(rejected, where)
     column = prompt_column(row, where)
+    style = ""
+    if len(better) == 3 and len(worse) == 3:
+        style = style_domain(row)
+    if style:
+        row = row | {"domain": STYLE_DOMAINS[style], "subset": style}
+
+    # one list at least: best of n
     item = Item(
         prompt=to_text(row.get(column), f'{where}: "{column or "prompt"}"'),
         responses=(*better, *worse),
@@ -454,18 +467,22 @@ def parse_item(row: dict, where: str) -> tuple[str, Item]:
         where=where,
     )
 
-    row_id = str(row.get("id"))
     if item.subset == "Ties":
-        item = item._replace(tag=row_id)
-
-    # three against three with an id such as "safety-refuse/3099": styles
-    style = row_id.partition("/")[0]
-    if style in STYLE_DOMAINS and len(better) == 3 and len(worse) == 3:
-        domain = STYLE_DOMAINS[style]
-        item = item._replace(subset=style, domain=domain, good_against_bad=True)
-        return "3 x 3 styles", item
-
+        item = item._replace(tag=str(row.get("id")))
+    if style:
+        return "3 x 3 styles", item._replace(good_against_bad=True)
     return "best of n", item
+
+
+def style_domain(row: dict) -> str:
+    """Which of RM-Bench's parts a row of three against three is of; "" if of none."""
+    part = str(row.get("id")).partition("/")[0]  # "safety-refuse/3099"
+    if part in STYLE_DOMAINS:
+        return part
+    domain = str(row.get("domain"))
+    if domain in STYLE_DOMAINS.keys() - data.DOMAINS.keys():
+        return domain
+    return ""
 
 
 def parse_texts(side: object, where: str) -> list[str]:

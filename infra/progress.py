@@ -1,12 +1,15 @@
 """How a run shows where it is: one line that lives on a terminal, plain lines elsewhere."""
 
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
 from infra import distributed
+
+PAUSE = 10  # seconds between two lines of judging
 
 
 @contextmanager
@@ -38,3 +41,19 @@ def describe(line: dict) -> str:
     if line.get("held_out") is not None:
         text += f"  held-out {line['held_out']:.3f} (loss {line['held_out_loss']:.3f})"
     return text
+
+
+def with_progress(items: Iterable, total: int, what: str) -> Iterator:
+    """The items, while a bar on a terminal, or elsewhere a line now and then, counts them."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, desc=what, leave=False)
+        return
+
+    began = shown = time.monotonic()
+    for number, item in enumerate(items, 1):
+        now = time.monotonic()
+        if now - shown >= PAUSE:
+            shown = now
+            print(f"{what} {number:,} of {total:,} after {now - began:.0f} s", file=sys.stderr,
+                  flush=True)
+        yield item

@@ -1,33 +1,28 @@
-"""What is stored and printed about judged items: scores with their intervals, and counts.
+"""The numbers of judged items: scores with their intervals, and counts.
 
-    report          judged items -> the numbers of results.json
-      value_table       the named values of a benchmark as one table
-      line_scores       the score of each line, where items can count more than once
-      bootstrap_draws   these scores for all items, and for 1,000 samples of the prompts
-      with_interval     the score, and where 95 % of the samples lie
-    show            reports -> the tables that are printed
-    write_results   results.json, and scores.jsonl with a row for each comparison
+    report              judged items -> the numbers of results.json
+      value_tables          the named values of a benchmark as tables
+      line_scores           the score of each line, where items can count more than once
+      bootstrap_draws       these scores for all items, and for 1,000 samples of the prompts
+      score_interval        the score, and between what it lies with 95 % confidence
+      difference_interval   the same for the difference of two judges
 
+infra/printed.py prints them, infra/results.py stores them.
 Shapes: N items, M names, L lines, U prompts.
 """
 
-import json
-import os
-import platform
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from infra.benchmarks import Line, Measured, PairStats, names_of, pair_stats
-from infra.files import replacing
-from infra.hub import ROOT
-from infra.pairs import prompt_hash
+from infra.benchmarks import Line, Measured, PairStats, names_of, pair_tables
+from infra.calibration import calibration, comparisons_of, orders
+from infra.pairs import prompt_key
 
 RESAMPLES = 1000  # samples of the bootstrap
+FEW = 10  # right or wrong prompts: with fewer the samples say too little
+Z = 1.96  # 95 % of a normal distribution lie within so many standard deviations
 
 # The counts of a line: field of PairStats -> key in results.json.
 STAT_KEYS = {
@@ -58,7 +53,7 @@ def without_texts(judged):
     its hash, and of the responses the lengths are kept. A report is the same."""
     item = judged.item
     responses = tuple(RemovedText(len(response)) for response in item.responses)
-    prompt = f"{prompt_hash(item.prompt):016x}"
+    prompt = prompt_key(item.prompt)
     return judged._replace(item=item._replace(prompt=prompt, responses=responses, where=""))
 
 
@@ -72,13 +67,23 @@ def longer_wins(judged):
 # -------------------------------------------------------------------------------------- the numbers
 
 
-def value_table(values: list[dict], names: list) -> np.ndarray:
-    """The values of a benchmark as (N, M), nan where an item does not have the name."""
+class Values(NamedTuple):
+    """The values of a benchmark as tables of items and names."""
+
+    has: np.ndarray  # (N, M), 1 where the item has the name, else 0
+    value: np.ndarray  # (N, M), 0 where it has not
+
+
+def value_tables(values: list[dict], names: list) -> Values:
+    has = np.zeros((len(values), len(names)))
     table = np.zeros((len(values), len(names)))
+    column_of = {name: column for column, name in enumerate(names)}
     for row, of_item in enumerate(values):
-        for column, name in enumerate(names):
-            table[row, column] = of_item.get(name, np.nan)
-    return table
+        for name, value in of_item.items():
+            column = column_of[name]
+            has[row, column] = 1
+            table[row, column] = value
+    return Values(has, table)
 
 
 class LineTables(NamedTuple):
@@ -99,13 +104,13 @@ def line_tables(lines: list[Line], names: list) -> LineTables:
 
 
 @np.errstate(invalid="ignore")
-def line_scores(values: np.ndarray, times: np.ndarray, tables: LineTables) -> np.ndarray:
-    """The score of each line, (L,), where item i counts times[i] times. values (N, M), times (N,).
+def line_scores(values: Values, times: np.ndarray, tables: LineTables) -> np.ndarray:
+    """The score of each line, (L,), where item i counts times[i] times: (N,).
 
     Names that no item has are left out of the lines, and a line without any is nan."""
     # the mean of each name, over the items that have it
-    counts = times @ ~np.isnan(values)  # (M,)
-    totals = times @ np.nan_to_num(values)  # (M,)
+    counts = times @ values.has  # (M,)
+    totals = times @ values.value  # (M,)
     means = totals / np.maximum(counts, 1)
 
     # the mean of each line, over the names that are there; what is a bonus is not divided by
@@ -126,47 +131,148 @@ def prompt_numbers(judged: list) -> np.ndarray:
     return np.array(numbers)
 
 
-def bootstrap_draws(values: np.ndarray, prompts: np.ndarray, tables: LineTables) -> np.ndarray:
+def bootstrap_draws(values: Values, prompts: np.ndarray, tables: LineTables) -> np.ndarray:
     """The scores of all items, and below them those of the samples: (1 + RESAMPLES, L). In a sample
-    U prompts are drawn from the U, with replacement. values (N, M); prompts (N,) as numbered by
-    `prompt_numbers`."""
+    U prompts are drawn from the U, with replacement. prompts (N,) as `prompt_numbers` has them."""
     # always the same samples: two models on the same items are compared on the same draws
     random = np.random.default_rng(0)
     count = prompts.max() + 1  # U
 
-    draws = [line_scores(values, np.ones(len(values)), tables)]
+    draws = [line_scores(values, np.ones(len(prompts)), tables)]
     for _ in range(RESAMPLES):
         drawn = random.integers(count, size=count)  # (U,) numbers of prompts
-        times = np.bincount(drawn, minlength=count)  # (U,) how often each was drawn
+        times = np.bincount(drawn, minlength=count).astype(float)  # (U,) how often each was drawn
         draws.append(line_scores(values, times[prompts], tables))
     return np.array(draws)
 
 
 class Interval(NamedTuple):
-    """A number of each line, (L,), and where 95 % of the samples lie."""
+    """A number of each line, (L,), and between what it lies with 95 % confidence."""
 
     score: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
 
-def with_interval(draws: np.ndarray) -> Interval:
-    """From what `bootstrap_draws` returns, or from the difference of two of them."""
+def percentiles(draws: np.ndarray) -> Interval:
+    """Where 95 % of the samples lie, of `bootstrap_draws` or of the difference of two of them."""
     low, high = np.nanpercentile(draws[1:], [2.5, 97.5], axis=0)
     return Interval(draws[0], low, high)
+
+
+def counted_prompts(values: Values, prompts: np.ndarray, tables: LineTables) -> np.ndarray:
+    """How many prompts, weighing alike, each line is worth: (sum w)^2 / sum w^2 over the weights w
+    of its prompts (Kish), (L,). prompts (N,)"""
+    share_of_item = values.has / np.maximum(values.has.sum(axis=0), 1)  # (N, M)
+    of_item = share_of_item @ tables.weights  # (N, L)
+    of_prompt = np.zeros((prompts.max() + 1, of_item.shape[1]))  # (U, L)
+    np.add.at(of_prompt, prompts, of_item)
+    return of_prompt.sum(axis=0) ** 2 / (of_prompt**2).sum(axis=0)
+
+
+def are_shares(values: Values, tables: LineTables) -> np.ndarray:
+    """The lines that are means of values between 0 and 1: (L,)."""
+    outside = (values.value < 0) | (values.value > 1)  # (N, M)
+    return ~(outside.any(axis=0) @ (tables.weights > 0))
+
+
+@np.errstate(divide="ignore", invalid="ignore")
+def score_interval(draws: np.ndarray, counted: np.ndarray, shares: np.ndarray) -> Interval:
+    """The score of each line, and the percentiles of its samples; of a share p with fewer than FEW
+    right or wrong prompts, of which samples say too little, Wilson's interval:
+
+        (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    with the number n of prompts that would vary as the samples do, but at most those counted."""
+    score, low, high = percentiles(draws)
+    p = np.clip(score, 0, 1)  # a bonus can lift it above 1
+    n = np.fmin(p * (1 - p) / np.nanvar(draws[1:], axis=0), counted)  # all right: 0 / 0
+    few = shares & (n * np.minimum(p, 1 - p) < FEW)
+
+    middle = p + Z**2 / (2 * n)
+    reach = Z * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    whole = 1 + Z**2 / n
+    low = np.where(few, np.minimum((middle - reach) / whole, score), low)
+    high = np.where(few, np.maximum((middle + reach) / whole, score), high)
+    return Interval(score, low, high)
+
+
+def difference_interval(draws: np.ndarray, counted: np.ndarray, shares: np.ndarray) -> Interval:
+    """The difference d of two judges on the same samples, and the percentiles; where they differ on
+    fewer than FEW of n prompts, the interval of Agresti and Min (2005), which adds half a prompt to
+    each of the four outcomes (right or wrong by the one, and by the other)."""
+    d, low, high = percentiles(draws)
+    n = counted
+    differ = n * (n * np.nanvar(draws[1:], axis=0) + d**2)  # the mean square is variance + d^2
+    few = shares & (differ < FEW)
+
+    middle = d * n / (n + 2)
+    reach = Z * np.sqrt(differ + 1 - (d * n) ** 2 / (n + 2)) / (n + 2)
+    low = np.where(few, np.minimum(middle - reach, d), low)
+    high = np.where(few, np.maximum(middle + reach, d), high)
+    return Interval(d, low, high)
 
 
 def length_baseline(measure, judged: list, names: list, tables: LineTables) -> np.ndarray:
     """What each line would be for a judge to whom the longer response is the better one: (L,)."""
     by_length = measure([longer_wins(one) for one in judged])
-    values = value_table(by_length.values, names)
+    values = value_tables(by_length.values, names)
     return line_scores(values, np.ones(len(judged)), tables)
 
 
-def line_stats(judged: list, belongs: np.ndarray) -> np.ndarray:
-    """The counts of PairStats, summed over the items of each line: (L, 7). belongs (L, N)"""
-    stats = np.array([pair_stats(one) for one in judged], float)  # (N, 7)
-    return belongs @ stats
+def name_stats(judged: list, measured: Measured) -> dict:
+    """The counts of PairStats for each name that is in `comparisons`, (7,), over the items that
+    have it. Right is what the name's value says: in most benchmarks a tie is a loss."""
+    stats = {name: np.zeros(len(PairStats._fields)) for name in measured.comparisons}
+    for one, of_item in zip(judged, measured.values, strict=True):
+        tables = pair_tables(one)
+        for name, value in of_item.items():
+            if name not in stats:
+                continue
+            better, worse = measured.comparisons[name]
+            counts = PairStats._make(table[better, worse - one.item.good] for table in tables)
+            right_there = value * counts.better_is_shorter
+            counts = counts._replace(right=value, right_where_shorter=right_there)
+            stats[name] += np.array(counts, float)
+    return stats
+
+
+def line_counts(line: Line, stats: dict) -> dict:
+    """The counts of a line, those of its names together; none if a value is no verdict on a pair,
+    but a pick from many, or a margin."""
+    if not line.weights.keys() <= stats.keys():
+        return {}
+    together = sum(stats[name] for name in line.weights)  # (7,)
+    counts = {}
+    for field, count in zip(PairStats._fields, together.tolist(), strict=True):
+        counts[STAT_KEYS[field]] = whole(count)
+    return counts
+
+
+def whole(number: float) -> int | float:
+    """A count as an integer, unless it has halves of ties."""
+    if number == int(number):
+        return int(number)
+    return number
+
+
+def lines_found(measured: Measured, names: list) -> list[Line]:
+    """The lines with those of their names that an item has; without lines that have none."""
+    lines = []
+    for line in measured.lines:
+        found = {name: line.weights[name] for name in names if name in line.weights}
+        if found:
+            lines.append(line._replace(weights=found))
+    return lines
+
+
+def kind_of(lines: list[Line], measured: Measured) -> str:
+    """What the numbers of the lines are called: "accuracy" where each is the share of verdicts that
+    are right, else "score"."""
+    for line in lines:
+        if len(line.weights) > 1 or not line.weights.keys() <= measured.comparisons.keys():
+            return "score"
+    return "accuracy"
 
 
 class Report(NamedTuple):
@@ -184,207 +290,44 @@ def report(
     # the values as tables; lines whose names nobody has are not shown
     measured = measure(judged)
     names = names_of(measured.values)
-    lines = [line for line in measured.lines if line.weights.keys() & set(names)]
-    values = value_table(measured.values, names)  # (N, M)
+    lines = lines_found(measured, names)
+    values = value_tables(measured.values, names)
     tables = line_tables(lines, names)
-    belongs = (~np.isnan(values) @ tables.weights > 0).T  # (L, N) items that a line is made of
+    belongs = (values.has @ tables.weights > 0).T  # (L, N) items that a line is made of
 
     # one column for each number, (L,)
     prompts = prompt_numbers(judged)
     draws = bootstrap_draws(values, prompts, tables)
-    columns = with_interval(draws)._asdict()
+    counted, shares = counted_prompts(values, prompts, tables), are_shares(values, tables)
+    columns = score_interval(draws, counted, shares)._asdict()
     columns["n"] = belongs.sum(axis=1)
     columns["longer wins"] = length_baseline(measure, judged, names, tables)
-    stats = line_stats(judged, belongs)
-    for field, column in zip(PairStats._fields, stats.T, strict=True):
-        columns[STAT_KEYS[field]] = column
     if first_draws is not None:
-        difference = with_interval(draws - first_draws)
+        difference = difference_interval(draws - first_draws, counted, shares)
         columns["difference"] = np.stack(difference, axis=1)  # (L, 3)
 
     # and one dict for each line
+    stats = name_stats(judged, measured)
     rows = []
     for number, line in enumerate(lines):
         row = {"name": line.title}
         for key, column in columns.items():
             row[key] = column[number].tolist()
-        rows.append(row)
+        rows.append(row | line_counts(line, stats))
 
-    score = rows[0]  # the first line
+    # the first line is the score; of its items also all comparisons of a better with a worse one
+    score = rows[0]
+    of_score = np.flatnonzero(belongs[0])
+    compared = comparisons_of([judged[i] for i in of_score], prompts[of_score])
     summary = {
+        "measure": kind_of(lines, measured),
         "score": score["score"],
         "low": score["low"],
         "high": score["high"],
         "n": score["n"],
         "prompts": int(prompts.max()) + 1,
         "lines": rows,
+        "orders": {key: whole(count) for key, count in orders(compared).items()},
+        "calibration": calibration(compared),
     }
     return Report(summary, draws)
-
-
-# ---------------------------------------------------------------------- the tables that are printed
-
-NAME_WIDTH = 42  # characters of the first column
-MODEL_WIDTH = 28  # and of the column of a model
-
-
-def show(reports: list[dict]) -> str:
-    """A table with a row for each set of items and a column for each model. Of one set all lines
-    are shown, of several only the first. Under a single report stands what else is known of it."""
-    # the reports by what was judged, in rows, and by model, in columns
-    files, models = [], []
-    for each in reports:
-        if each["data"] not in files:
-            files.append(each["data"])
-        if each["model"] not in models:
-            models.append(each["model"])
-
-    # the heading: names of models, and under each what stands in its column
-    name_line = " " * NAME_WIDTH
-    head_line = " " * NAME_WIDTH
-    for model in models:
-        name_line += f"{model[-26:]:>{MODEL_WIDTH}}"
-        head_line += f"{'score [95 %]  if shorter':>{MODEL_WIDTH}}"
-    text = ["", name_line, head_line + "  longer wins      n"]
-
-    for file in files:
-        of_file = [each["lines"] for each in reports if each["data"] == file]
-        rows = list(zip(*of_file, strict=True))  # the same line of all models
-        text.append(table_row(file, rows[0]))
-        if len(models) > 1:
-            text.append(difference_row(rows[0]))
-        if len(files) == 1:
-            for row in rows[1:]:
-                text.append(table_row(file, row))
-
-    if len(reports) == 1:
-        text += details(reports[0])
-    return "\n".join(text)
-
-
-def table_row(file: str, lines: tuple[dict, ...]) -> str:
-    """One line of the report, for all models."""
-    first = lines[0]
-    file_name = Path(file).stem[:14]
-    title = f"{file_name}: {first['name']}"
-    text = f"{title:{NAME_WIDTH}.{NAME_WIDTH}}"  # filled up, or cut off
-    for line in lines:
-        text += f"{cell(line):>{MODEL_WIDTH}}"
-    # these are the same for all models
-    return text + f"{first['longer wins']:13.3f}{first['n']:7,}"
-
-
-def cell(line: dict) -> str:
-    """Score [95 % interval], and the accuracy where the better response is the shorter one."""
-    if_shorter = "-"  # it never is
-    if line["better is shorter"]:
-        if_shorter = f"{line['right there'] / line['better is shorter']:.3f}"
-    return f"{line['score']:.3f} [{line['low']:.3f} {line['high']:.3f}] {if_shorter:>6}"
-
-
-def difference_row(lines: tuple[dict, ...]) -> str:
-    """Under the first line: how far each further model is above the first one."""
-    text = f"{'    less that of the first model':{NAME_WIDTH + MODEL_WIDTH}}"
-    for line in lines[1:]:
-        difference, low, high = line["difference"]
-        text += f"{difference:+.3f} [{low:+.3f} {high:+.3f}]      "
-    return text
-
-
-def details(report: dict) -> list[str]:
-    """How much was judged, and what the order of two responses does."""
-    seen = [f"{count:,} {what}" for what, count in report["seen"].items()]
-    text = [", ".join([f"{report['prompts']:,} prompts"] + seen)]
-
-    # shares of all comparisons; a response alone in its row has no order
-    if report["format"]["context"] == "pair":
-        line = report["lines"][0]
-        shares = []
-        for key in ("both orders agree", "first slot wins", "right in one order", "right"):
-            shares.append(f"{key} {line[key] / line['comparisons']:.3f}")
-        text.append(", ".join(shares))
-    return text
-
-
-# -------------------------------------------------------------------- results.json and scores.jsonl
-
-
-def results_folder(models: list[str], data: list[str]) -> Path:
-    """Where results go by default: RUN/eval/DATA for one run folder, else runs/eval-MODEL/DATA."""
-    data_names = "+".join(Path(name).stem for name in data)
-    if len(models) == 1 and Path(models[0], "run.json").is_file():
-        return Path(models[0], "eval", data_names)
-    model_names = "+".join(Path(name).name for name in models)
-    return Path("runs", f"eval-{model_names}", data_names)
-
-
-def check_writable(folder: Path) -> None:
-    """ValueError if no results could be written there."""
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"--out {folder}: {existing} is no folder to write in: give another")
-
-
-def score_rows(judged) -> Iterator[dict]:
-    """A row for each comparison of an item: P(a is better) with a shown first, with b shown first,
-    and their mean. Responses are counted from 0; the `good` better ones come first."""
-    item = judged.item
-    first_wins = (1 + np.tanh(judged.log_odds / 2)) / 2  # (k, k): the sigmoid of the log-odds
-    mean = judged.win_probabilities()  # (k, k)
-    for a, b in item.comparisons():
-        yield {
-            "prompt": item.prompt,
-            "subset": item.subset,
-            "tag": item.tag,
-            "good": item.good,
-            "a": a,
-            "b": b,
-            "a_first": first_wins[a, b],
-            "b_first": 1 - first_wins[b, a],
-            "mean": mean[a, b],
-        }
-
-
-def checkout_version() -> str:
-    """The commit of this checkout, with "-dirty" where files were changed."""
-    # --git-dir: of this folder's own repository, and of none that it may lie in
-    command = ["git", "-C", str(ROOT), "--git-dir=.git", "describe", "--always", "--dirty"]
-    command += ["--abbrev=12"]  # digits
-    try:
-        git = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git
-        return "not a checkout"
-    if git.returncode != 0:
-        return "not a checkout"
-    return git.stdout.strip()
-
-
-def write_results(folder: Path, command: str, reports: list[dict], judged: list[list]) -> None:
-    """Write results.json and scores.jsonl; each file appears whole or not at all. `judged` are the
-    items of each report."""
-    results = {
-        "command": command,
-        "versions": {
-            "tinyrm": checkout_version(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "resamples": RESAMPLES,
-        "reports": reports,
-    }
-    scores_path, results_path = folder / "scores.jsonl", folder / "results.json"
-    with replacing(scores_path) as scores_file, replacing(results_path) as results_file:
-        write_scores(scores_file, reports, judged)
-        text = json.dumps(results, indent=2, allow_nan=False)
-        results_file.write_text(text + "\n", encoding="utf-8")
-
-
-def write_scores(path: Path, reports: list[dict], judged: list[list]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        for each, items in zip(reports, judged, strict=True):
-            origin = {"model": each["model"], "data": each["data"]}
-            for one in items:
-                for row in score_rows(one):
-                    file.write(json.dumps(origin | row) + "\n")

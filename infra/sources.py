@@ -356,7 +356,7 @@ def source_rows(repository: str, snapshot: Snapshot) -> Iterator[SourceRow]:
 
 def rows_of(snapshot: Snapshot) -> Iterator[dict]:
     for path in snapshot.paths:
-        for _, row in read_rows(path):
+        for _, _, row in read_rows(path):
             yield row
 
 

@@ -29,6 +29,7 @@ ADVICE = "give a file of JSON lines or a JSON array, parquet, Arrow or CSV"
 
 
 class FileRow(NamedTuple):
+    number: int  # of its line; where there are no lines, of the row: from 1
     where: str  # "FILE, line 3", for errors; where there are no lines "FILE, row 3"
     row: dict
 
@@ -81,7 +82,7 @@ def read_format(file: BinaryIO, suffix: str, name: str) -> Iterator[FileRow]:
             where = f"{name}, line {reader.line_num}"
             if None in row:
                 raise ValueError(f"{where}: more cells than the first line has: quote the commas")
-            yield FileRow(where, row)
+            yield FileRow(reader.line_num, where, row)
 
     else:
         yield from read_json_rows(file, name)
@@ -92,7 +93,7 @@ def rows_of_batches(batches: Iterator[pyarrow.RecordBatch], name: str) -> Iterat
     for batch in batches:
         for row in batch.to_pylist():
             number += 1
-            yield FileRow(f"{name}, row {number}", row)
+            yield FileRow(number, f"{name}, row {number}", row)
 
 
 def read_json_rows(file: BinaryIO, name: str) -> Iterator[FileRow]:
@@ -106,7 +107,7 @@ def read_json_rows(file: BinaryIO, name: str) -> Iterator[FileRow]:
             return
         is_first = False
         where = f"{name}, line {number}"
-        yield FileRow(where, parse_object(line, where, "give one object a line"))
+        yield FileRow(number, where, parse_object(line, where, "give one object a line"))
 
 
 def read_array(text: bytes, name: str) -> Iterator[FileRow]:
@@ -118,4 +119,4 @@ def read_array(text: bytes, name: str) -> Iterator[FileRow]:
         where = f"{name}, row {number}"
         if not isinstance(row, dict):
             raise ValueError(f"{where}: no object, but {str(row)[:40]!r}: give an array of objects")
-        yield FileRow(where, row)
+        yield FileRow(number, where, row)

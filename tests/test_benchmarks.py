@@ -103,6 +103,18 @@ def test_equal_responses_have_exactly_equal_means_in_any_order():
             assert means[2] == means[5]
 
 
+def test_standing_counts_those_below_and_equals_stand_alike():
+    assert judged([2, 0, 2, 1]).standing().tolist() == [2, 0, 2, 1]
+
+
+def test_standing_tells_apart_what_rounds_to_a_tie():
+    one = pair(60.0, 50.0)
+    wins = one.mean_win_probability()
+    assert wins[0] == wins[1]
+    assert one.standing().tolist() == [1, 0]
+    assert scores_of("best of n", [one])["the pick from all"] == 1
+
+
 def test_one_response_alone_beats_nobody():
     one = judged([3.0])
     assert one.mean_win_probability() == [0] and one.mean_log_odds() == [0]
@@ -645,12 +657,90 @@ def test_a_limit_takes_rewardbenchs_filtered_and_raw_rows_alike(rewardbench):
     ({"prompt": "p", "chosen": ["a"], "rejected": ["b", "c"]}, benchmarks.best_of_n),
     ({"id": "math/1", "prompt": "p", "chosen": ["a"] * 3, "rejected": ["b"] * 3},
      benchmarks.rmbench),
+    (PAIR, benchmarks.rewardbench),
+    (PAIR | {"subset": "my own"}, benchmarks.pairs),
+    (GAME | {"response_model": "gpt-4o-2024-05-13"}, benchmarks.judgebench),
 ])
 def test_an_own_file_is_measured_by_its_form(tmp_path, row, measure):
     path = write(tmp_path / "own.jsonl", [row, row])
     eval_set = load_eval_set(str(path))
     assert eval_set.measure is measure and len(eval_set.items) == 2
     assert eval_set.source.startswith("sha256 ")
+
+
+def test_rewardbenchs_subsets_among_others_are_pairs(tmp_path):
+    path = write(tmp_path / "own.jsonl", [PAIR, PAIR | {"subset": "my own"}])
+    assert load_eval_set(str(path)).measure is benchmarks.pairs
+
+
+def test_rewardbenchs_rows_in_an_own_file_ask_their_domains_question(tmp_path):
+    rows = [PAIR | {"subset": "donotanswer"}, PAIR, PAIR | {"domain": "chat"}]
+    items = load_eval_set(str(write(tmp_path / "own.jsonl", rows))).items
+    assert [item.domain for item in items] == ["safety", "reasoning", "chat"]
+
+
+def test_rmbenchs_own_files_are_arrays_with_its_domains(tmp_path):
+    rows = []
+    for domain in RM_BENCH_DOMAINS:
+        row = {"id": f"{domain}/7", "prompt": "p", "chosen": [*"abc"], "rejected": [*"def"]}
+        rows.append(row | {"domain": domain})
+    rows[1]["id"] = 12  # the domain alone says what it is
+    path = tmp_path / "total_dataset.json"
+    path.write_text(json.dumps(rows))
+    eval_set = load_eval_set(str(path))
+    assert eval_set.measure is benchmarks.rmbench
+    assert [item.subset for item in eval_set.items] == list(RM_BENCH_DOMAINS)
+    domains = [item.domain for item in eval_set.items]
+    assert domains == ["chat", "reasoning", "reasoning", "safety", "safety"]
+    assert [(key.line, key.id) for key in eval_set.keys][:2] == [(1, "chat/7"), (2, 12)]
+
+
+def test_three_against_three_of_a_domain_of_ours_is_best_of_n(tmp_path):
+    row = {"prompt": "p", "chosen": [*"abc"], "rejected": [*"def"], "domain": "chat"}
+    path = write(tmp_path / "own.jsonl", [row])
+    assert load_eval_set(str(path)).measure is benchmarks.best_of_n
+
+
+def test_judgebenchs_own_file_is_of_the_split_of_its_writer(tmp_path):
+    row = GAME | {"pair_id": "c0", "response_model": "claude-3-5-sonnet-20240620"}
+    eval_set = load_eval_set(str(write(tmp_path / "own.jsonl", [row])))
+    (item,) = eval_set.items
+    assert (item.prompt, item.responses) == ("q", ("b", "a"))
+    assert (item.subset, item.domain) == ("claude: mmlu-pro", "reasoning")
+    assert eval_set.keys[0].id == "c0"
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"label": "A=B"}, "line 1: label 'A=B': give A>B or B>A"),
+    ({"response_model": "mine"}, "line 1: response_model 'mine': give one of gpt, claude"),
+])
+def test_a_game_that_is_not_judgebenchs_is_refused(tmp_path, change, message):
+    row = GAME | {"response_model": "gpt-4o"} | change
+    with pytest.raises(ValueError, match=message):
+        load_eval_set(str(write(tmp_path / "own.jsonl", [row])))
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("[{", "not valid JSON"),
+    ("[3]", "row 1: no object"),
+    ("[]", "empty"),
+])
+def test_an_array_that_is_none_of_rows_is_refused(tmp_path, text, message):
+    path = tmp_path / "own.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        load_eval_set(str(path))
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+def test_keys_of_a_benchmark_have_its_splits_rows_in_their_order(rewardbench):
+    eval_set = load_eval_set("rewardbench", 10)
+    for item, key in zip(eval_set.items, eval_set.keys, strict=True):
+        split = "raw" if item.subset.startswith("raw") else "filtered"
+        assert (key.split, key.line, key.id) == (split, int(item.prompt) + 1, 3)
+    in_order = sorted(eval_set.keys)
+    assert [key.split for key in in_order] == ["filtered"] * 5 + ["raw"] * 5
+    assert [key.line for key in in_order[:5]] == sorted(key.line for key in in_order[:5])
 
 
 def test_the_limit_is_evenly_spread(tmp_path):

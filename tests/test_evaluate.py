@@ -5,8 +5,10 @@ protocols, stored models, and what a user of the command line sees.
 """
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +25,8 @@ from data import Item, Pair, PromptFormat, load_tokenizer, pack
 from evaluate import RewardModel
 from experiments.causal import CausalModernBERT
 from experiments.flops import cost, flops, paper_flops
-from infra import benchmarks
+from experiments.flops import main as flops_main
+from infra import benchmarks, progress
 
 WORDS = "one two three four five six seven eight nine ten".split()
 
@@ -512,7 +515,8 @@ def test_rows_of_scores_of_one_prompt_have_one_key(judged_pairs):
 
 def test_results_say_what_was_judged_with_what(judged_pairs, tmp_path):
     _, report, _ = judged_pairs
-    keys = "model parameters weights format device data source score low high n prompts lines seen"
+    keys = "model parameters weights format device data source measure score low high n prompts "
+    keys += "lines orders calibration seen"
     assert list(report) == keys.split()
     assert report["seen"] == {"rows": 80, "truncated rows": 0}
     assert report["weights"].startswith("sha256") and report["source"].startswith("sha256")
@@ -543,24 +547,134 @@ def test_best_of_n_rows_give_the_curve_and_every_comparison(tiny, tmp_path, cont
     assert len(read_lines(out / "scores.jsonl")) == 12 * 6
 
 
-def test_the_same_model_twice_has_equal_columns_and_no_difference(tiny, tmp_path, capsys):
+def test_rows_of_scores_join_the_file(tiny, tmp_path):
+    rows = random_pairs(6)
+    for number, row in enumerate(rows):
+        row["id"] = f"mine/{number}"
+    file = write(tmp_path / "p.jsonl", rows)
+    file.write_text("\n" + file.read_text())  # line 1 is blank
+    evaluate.main([str(tiny), str(file), "--out", str(tmp_path / "out"), "--limit", "3"])
+    scores = read_lines(tmp_path / "out" / "scores.jsonl")
+    names = [(row["line"], row["id"]) for row in scores]
+    assert names == [(2, "mine/0"), (4, "mine/2"), (6, "mine/4")]
+
+
+def test_the_same_model_twice_has_equal_rows_and_no_difference(tiny, tmp_path, capsys):
     files = [str(write(tmp_path / f"{n}.jsonl", random_pairs(12, seed=n))) for n in (1, 2)]
     other = copy_of(tiny, tmp_path / "other")
     evaluate.main([str(tiny), str(other), *files, "--out", str(tmp_path / "out")])
 
-    # each model's two tables, then that of all
-    lines = capsys.readouterr().out.splitlines()
-    matrix = [line.split() for line in lines if line.startswith(("1: all", "2: all"))]
-    assert [row[0] for row in matrix] == ["1:", "2:"] * 3
-    reports = results_of(tmp_path / "out")
-    for row, report in zip(matrix[4:], reports[:2], strict=True):
-        assert row[2:6] == row[6:10]
-        assert row[2] == f"{report['score']:.3f}"
+    # the last tables have both models: of each file the lines all, x, y and z
+    _, _, tables = capsys.readouterr().out.partition(f"A = {tiny}")
+    cells = [line.split(None, 2) for line in tables.splitlines()]
+    of_a = [cell[2] for cell in cells if cell[1:2] == ["A"]]
+    of_b = [cell[1] + " " + cell[2] for cell in cells if cell[:1] == ["B"] and cell[1] not in "-="]
+    assert len(of_a) == len(of_b) == 8
+    assert [text.split() for text in of_a] == [text.split() for text in of_b]
 
+    reports = results_of(tmp_path / "out")
     for report in reports[:2]:
         assert "difference" not in report["lines"][0]
     for report in reports[2:]:
-        assert report["lines"][0]["difference"] == [0, 0, 0]
+        difference, low, high = report["lines"][0]["difference"]
+        assert difference == 0 and low == -high < 0
+
+
+def test_what_is_judged_is_on_the_disk_as_it_goes(tiny, tmp_path, monkeypatch):
+    files = [str(write(tmp_path / f"{n}.jsonl", random_pairs(4, seed=n))) for n in (1, 2, 3)]
+    judge = RewardModel.judge
+
+    def fails_on_the_third(self, items):
+        if items.path == files[2]:
+            raise KeyboardInterrupt
+        return judge(self, items)
+
+    monkeypatch.setattr(RewardModel, "judge", fails_on_the_third)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main([str(tiny), *files, "--out", str(out)])
+    assert [report["data"] for report in results_of(out)] == files[:2]
+    of_rows = [row["data"] for row in read_lines(out / "scores.jsonl")]
+    assert of_rows == [files[0]] * 4 + [files[1]] * 4
+
+
+def test_a_second_model_that_is_not_there_is_found_before_the_first_judges(
+    tiny, pairs_file, tmp_path, capsys
+):
+    with pytest.raises(ValueError, match="nowhere"):
+        evaluate.main([str(tiny), "nowhere", str(pairs_file), "--out", str(tmp_path / "out")])
+    assert "judging" not in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_one_name_and_limits_have_results_of_their_own(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "x.jsonl", random_pairs(4))
+    for args in (["one/x.jsonl"], ["two/x.jsonl"], ["one/x.jsonl", "--limit", "2"],
+                 ["one/x.jsonl", "--context", "single"], ["./two/x.jsonl"]):
+        evaluate.main([str(tiny), *args])
+    folders = sorted(path.name for path in (tmp_path / "runs" / f"eval-{tiny.name}").iterdir())
+    assert folders == ["x", "x-2", "x-3", "x-4"]  # the last one has the second's again
+
+
+def test_a_file_that_changes_while_it_is_judged_is_an_error(tiny, tmp_path, monkeypatch):
+    file = write(tmp_path / "p.jsonl", random_pairs(4))
+    judge = RewardModel.judge
+
+    def change_and_judge(self, items):
+        write(file, random_pairs(4)[::-1])
+        return judge(self, items)
+
+    monkeypatch.setattr(RewardModel, "judge", change_and_judge)
+    with pytest.raises(ValueError, match="p.jsonl: it was changed while it was judged"):
+        evaluate.main([str(tiny), str(file), "--out", str(tmp_path / "out")])
+
+
+def test_a_file_of_identical_pairs_is_half_right(tiny, tmp_path, capsys):
+    rows = [{"prompt": "one", "chosen": "two", "rejected": "two"}] * 2
+    file = write(tmp_path / "same.jsonl", rows)
+    evaluate.main([str(tiny), str(file), "--out", str(tmp_path / "out")])
+    (report,) = results_of(tmp_path / "out")
+    assert report["score"] == 0.5 and report["lines"][0]["right"] == 1
+    assert report["calibration"]["ECE"] == 0
+    assert "2 identical responses" in capsys.readouterr().out
+
+
+def test_equal_right_answers_of_ties_have_no_spread(tiny):
+    # only two of three are equal, so that the model has a say
+    item = Item("one", ("two", "three four", "two", "five"), 3, "Ties", tag="tied:1")
+    for context in ("pair", "single"):
+        model = RewardModel.load(tiny, device="cpu", context=context)
+        (judged,) = model.judge([item])
+        level = judged.mean_log_odds()
+        assert level[0] == level[2] != level[1]
+
+
+def test_another_judges_scores_stand_next_to_ours(tiny, tmp_path, capsys):
+    file = write(tmp_path / "p.jsonl", random_pairs(10))
+    scores = write(tmp_path / "s.jsonl", [{"line": i, "scores": [1, 0]} for i in range(3, 13)])
+    out = tmp_path / "out"
+    evaluate.main([str(tiny), str(file), "--against", str(scores), "--out", str(out)])
+    (report,) = results_of(out)
+    (comparison,) = report["against"]
+    ours, theirs = comparison["reports"]
+    assert (ours["n"], theirs["n"], theirs["score"]) == (8, 8, 1)
+    assert theirs["lines"][0]["difference"][0] == pytest.approx(1 - ours["score"])
+    printed = capsys.readouterr().out
+    assert "8 rows of both, 2 rows without scores, 2 scores without a row" in printed
+
+
+def test_a_models_own_scores_differ_in_nothing(tiny, tmp_path):
+    file = write(tmp_path / "p.jsonl", random_pairs(10))
+    evaluate.main([str(tiny), str(file), "--out", str(tmp_path / "one")])
+    scores = str(tmp_path / "one" / "scores.jsonl")
+    evaluate.main([str(tiny), str(file), "--against", scores, "--out", str(tmp_path / "two")])
+    (report,) = results_of(tmp_path / "two")
+    ours, theirs = report["against"][0]["reports"]
+    assert ours["score"] == theirs["score"] and ours["calibration"] == theirs["calibration"]
+    assert theirs["lines"][0]["difference"][0] == 0
 
 
 def test_the_limit_is_evenly_spread_over_a_file(tiny, tmp_path):
@@ -645,6 +759,9 @@ def test_a_prompt_that_is_too_long_does_not_end_a_run(tiny, tmp_path, capsys):
     ["MODEL", "ok.jsonl", "--out", "ok.jsonl"],
     ["MODEL", "ok.jsonl", "--out", "ok.jsonl/x"],
     ["MODEL", "ok.jsonl", "--limit", "-1"],
+    ["MODEL", "ok.jsonl", "--against", "missing.jsonl"],
+    ["MODEL", "ok.jsonl", "--against", "ok.jsonl"],
+    ["MODEL", "ok.jsonl", "rewardbench", "--against", "ok.jsonl"],
 ])
 def test_bad_usage_is_one_line_and_leaves_nothing(tiny, tmp_path, monkeypatch, args):
     monkeypatch.chdir(tmp_path)
@@ -663,6 +780,64 @@ def test_flags_are_not_abbreviated(tiny, pairs_file):
 def test_the_script_prints_an_error_as_one_line_and_exits_with_2(tiny, tmp_path):
     code, _, err = run_script([tiny, "missing.jsonl"], tmp_path)
     assert code == 2 and err.startswith("error: missing.jsonl") and err.count("\n") == 1
+
+
+# ---------------------------------------------------------------------- how it goes, how it ends
+
+
+def test_without_a_terminal_progress_is_lines_now_and_then(tiny, pairs_file, tmp_path, monkeypatch,
+                                                           capsys):
+    monkeypatch.setattr(progress, "PAUSE", 0)
+    evaluate.main([str(tiny), str(pairs_file), "--out", str(tmp_path / "out")])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("judged 1 of 48 after ")
+    assert lines[-1].startswith("judged 48 of 48 after ") and len(lines) == 48
+
+
+def test_soon_done_work_prints_no_progress(tiny, pairs_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PAUSE", 1e9)
+    evaluate.main([str(tiny), str(pairs_file), "--out", str(tmp_path / "out")])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_closed_output_is_a_line_and_a_code(tiny, tmp_path):
+    write(tmp_path / "p.jsonl", random_pairs(30))
+    # bash gives the code of the first command
+    line = f"{sys.executable} {evaluate.__file__} {tiny} p.jsonl --out out | head -1; "
+    line += "exit ${PIPESTATUS[0]}"
+    out = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True,
+                         check=False)
+    assert out.stdout == f"model {tiny}\n"
+    assert (out.returncode, out.stderr) == (141, "stopped: nobody reads what is printed\n")
+
+
+JUDGES_FOR_EVER = """
+import sys, evaluate
+from infra.stopping import exit_code_of
+def judge(self, items):
+    while True:
+        yield from judge_once(self, items)
+judge_once, evaluate.RewardModel.judge = evaluate.RewardModel.judge, judge
+sys.exit(exit_code_of(evaluate.main))
+"""
+
+
+@pytest.mark.parametrize(("number", "line"), [
+    (signal.SIGINT, "stopped by Ctrl-C\n"),
+    (signal.SIGTERM, "stopped by SIGTERM\n"),
+])
+def test_a_signal_while_judging_is_a_line_and_a_code(tiny, tmp_path, number, line):
+    file = write(tmp_path / "p.jsonl", random_pairs(3))
+    command = [sys.executable, "-c", JUDGES_FOR_EVER, str(tiny), str(file), "--out", "out"]
+    process = subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE,
+                               env=os.environ | {"PYTHONPATH": str(Path(evaluate.__file__).parent)})
+    while not process.stdout.readline().startswith("judging"):
+        assert process.poll() is None
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + number, line)
+    assert not list(tmp_path.glob("**/*.tmp"))
 
 
 # ------------------------------------------------------------------------------- what it costs
@@ -708,3 +883,10 @@ def test_the_script_of_costs_prints_what_was_measured_and_counted(tiny, pairs_fi
     for what in ("pairs a second", "tokens a pair", "share of them in the encoder", "peak GiB",
                  "GFLOPs a pair, counted", "GFLOPs a pair, the paper's formula", "parameters"):
         assert f"\n  {what}  " in out
+
+
+def test_the_script_of_costs_says_if_there_is_nothing_to_measure(tiny, tmp_path):
+    rows = [{"prompt": "one", "chosen": "two", "rejected": "two"}]
+    file = write(tmp_path / "same.jsonl", rows)
+    with pytest.raises(ValueError, match="in every pair both responses are the same"):
+        flops_main([str(tiny), str(file)])

@@ -1,10 +1,12 @@
-"""The report on hand-made judged items: intervals, differences, length baselines, the printed
-tables, and the files that are written.
+"""The report on hand-made judged items: counts, intervals, differences, length baselines, the
+printed tables, and the files that are written.
 
     python -m pytest tests/test_report.py
 """
 
+import errno
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,17 +14,10 @@ from test_benchmarks import SUBSETS, judged, lines_of, pair
 
 from data import Item
 from evaluate import Judged
-from infra.benchmarks import Line, Measured, pair_stats, pairs
-from infra.report import (
-    RESAMPLES,
-    check_writable,
-    report,
-    results_folder,
-    score_rows,
-    show,
-    without_texts,
-    write_results,
-)
+from infra.benchmarks import BENCHMARKS, Line, Measured, RowKey, pair_stats, pairs
+from infra.printed import LEGEND, show
+from infra.report import RESAMPLES, report, without_texts
+from infra.results import JudgedSet, check_writable, results_folder, score_rows, write_results
 
 
 def coins(rights):
@@ -36,6 +31,15 @@ def coins(rights):
 def in_all_lines(lines, key):
     """What a report says under this key, in each of its lines."""
     return [line[key] for line in lines]
+
+
+def keys_of(items):
+    """Keys of items that are the lines of a file, with ids from 100."""
+    keys = []
+    for index, one in enumerate(items):
+        size = len(one.item.responses)
+        keys.append(RowKey(index, "", index + 1, 100 + index, one.item.subset, "", size))
+    return keys
 
 
 def read_results(folder):
@@ -76,6 +80,44 @@ def test_a_line_counts_the_items_that_have_a_part_in_it():
     assert in_all_lines(lines, "both orders agree") == [1, 1, 0]
 
 
+def test_a_line_of_rmbench_counts_its_own_cells():
+    # Better lengths 1, 2, 3 against 2, 2, 2; only the first style of the better ones wins, against
+    # all. Hard is 0 over 1, 0 over 2, 1 over 2: two of three right; its better one is the shorter
+    # in the first two, which are right.
+    one = judged([5, 0, 0, 1, 1, 1], 3, "chat", lengths=[1, 2, 3, 2, 2, 2])
+    lines = lines_of("rmbench", [one])
+    counts = [(line["comparisons"], line["right"]) for line in lines.values()]
+    assert counts[:4] == [(9, 3), (3, 0), (3, 1), (3, 2)]  # overall, easy, normal, hard
+    hard = lines["hard"]
+    assert (hard["better is shorter"], hard["right there"]) == (2, 2)
+    assert lines["style 2 over 0"]["comparisons"] == 1
+
+
+def test_the_accuracy_where_shorter_follows_the_rule_of_its_line():
+    # one game won, one lost: right by the mean of both orders, and not by JudgeBench's two games
+    lines = lines_of("judgebench", [pair(3, 1, subset="gpt: mmlu-pro")])
+    assert lines["gpt: two games"]["right"] == lines["gpt: two games"]["right there"] == 0
+    assert lines["gpt: orders averaged"]["right there"] == 1
+
+
+@pytest.mark.parametrize("name", ["best of n", "rewardbench2"])
+def test_a_line_of_picks_has_no_counts_of_pairs(name):
+    for line in lines_of(name, [judged([3, 1, 2, 0], subset="Math")]).values():
+        assert line.keys() == {"name", "score", "low", "high", "n", "longer wins"}
+
+
+def test_counts_are_integers_unless_they_have_halves_of_ties():
+    line = lines_of("pairs", [pair(1, -1), pair(0, 0, prompt=1)])["all"]
+    assert repr(line["comparisons"]) == repr(line["both orders agree"]) == "2"
+    assert line["right"] == 1.5
+
+
+def test_shares_of_right_verdicts_are_called_accuracy_and_all_else_score():
+    items = [judged([1, 0], subset="hep-go"), judged([1, 0], subset="math-prm", prompt=1)]
+    assert report(pairs, items).summary["measure"] == "accuracy"
+    assert report(BENCHMARKS["rewardbench"].measure, items).summary["measure"] == "score"
+
+
 def test_every_line_says_its_length_baseline_and_the_hard_half():
     # lengths 5 > 1: the chosen is longer, right; 1 < 5: the chosen is shorter, wrong
     items = [
@@ -95,16 +137,48 @@ def test_equally_long_responses_are_a_tie_for_the_length_baseline():
 # ------------------------------------------------------------------------------------ intervals
 
 
-def test_intervals_are_resampled_by_prompt():
-    # 4 prompts of 25 rows that all agree within a prompt: by row the interval of 0.5 would be about
-    # +-0.1; by prompt it must reach 0 and 1 (all four the same: 2 of 16 resamples, 6 % each side)
+def clusters(rights):
+    """25 rows of each prompt, all with one verdict."""
     items = []
-    for prompt, right in enumerate((0, 1, 0, 1)):
+    for prompt, right in enumerate(rights):
         items += [judged([right, 0.5], prompt=prompt)] * 25
-    summary = report(pairs, items).summary
-    assert summary["score"] == 0.5
-    assert (summary["low"], summary["high"]) == (0, 1)
-    assert (summary["prompts"], summary["n"]) == (4, 100)
+    return items
+
+
+def test_intervals_are_resampled_by_prompt():
+    # 40 prompts, half of them right: 0.5 +- 1.96 sqrt(0.25 / 40) = 0.5 +- 0.155, whatever their
+    # rows; by row it would be +- 0.031
+    summary = report(pairs, clusters([i % 2 for i in range(40)])).summary
+    assert (summary["prompts"], summary["n"]) == (40, 1000)
+    assert summary["low"] == pytest.approx(0.5 - 0.155, abs=0.02)
+    assert summary["high"] == pytest.approx(0.5 + 0.155, abs=0.02)
+
+
+def wilson(right, n):
+    """By the roots p of (share - p)^2 = z^2 p (1 - p) / n."""
+    z2, share = 1.96**2 / n, right / n
+    return sorted(np.roots([1 + z2, -2 * share - z2, share**2]))
+
+
+@pytest.mark.parametrize(("right", "n"), [(5, 5), (0, 12), (400, 400), (3, 7), (395, 400)])
+def test_intervals_of_few_right_or_few_wrong_are_wilsons(right, n):
+    summary = report(pairs, coins([i < right for i in range(n)])).summary
+    low, high = wilson(right, n)
+    assert summary["low"] == pytest.approx(low, abs=0.004)  # n is estimated from 1,000 samples
+    assert summary["high"] == pytest.approx(high, abs=0.004)
+    assert 0 <= summary["low"] <= summary["score"] <= summary["high"] <= 1
+
+
+def test_wilsons_interval_counts_prompts_and_not_rows():
+    summary = report(pairs, clusters([1] * 4)).summary
+    assert (summary["low"], summary["high"]) == (pytest.approx(4 / (4 + 1.96**2)), 1)
+
+
+def test_a_line_of_margins_has_no_interval_of_shares():
+    # tanh can be negative: the percentiles of one prompt are its value
+    items = [judged([4, 4, 5], 2, "Ties", "tied:1")]
+    line = lines_of("rewardbench2", items)["Ties, tanh of smaller gap over spread"]
+    assert line["low"] == line["score"] == line["high"] == -1
 
 
 def test_intervals_of_independent_rows_match_the_normal_approximation():
@@ -128,18 +202,36 @@ def test_an_interval_needs_no_item_of_every_subset_in_a_sample():
         assert 0 <= line["low"] <= line["score"] <= line["high"] <= 1
 
 
-# Of 4 prompts model a has 2 right, b these 2 and a third: b - a = 1/4, and never below 0 in any
-# sample. A sample holds the third prompt X times, X binomial (4, 1/4), and then b - a = X / 4:
-# P(X = 0) = 0.316 and P(X <= 2) = 0.949 < 0.975 < P(X <= 3) = 0.996, so the interval is
-# [0, 3/4]. Unpaired it would begin below 0.
-MODEL_A, MODEL_B = coins([1, 1, 0, 0]), coins([1, 1, 1, 0])
+# Of 400 prompts model a has 200 right, b these and 40 more: b - a = 0.1, with a standard deviation
+# of sqrt(0.1 * 0.9 / 400) = 0.015. Unpaired it would be 0.035.
+MODEL_A = coins([i < 200 for i in range(400)])
+MODEL_B = coins([i < 240 for i in range(400)])
+
+
+def difference(first, second):
+    draws = report(pairs, first).draws
+    return report(pairs, second, draws).summary["lines"][0]["difference"]
 
 
 def test_the_difference_of_two_models_is_paired():
-    first = report(pairs, MODEL_A)
-    second = report(pairs, MODEL_B, first.draws)
-    assert "difference" not in first.summary["lines"][0]
-    assert second.summary["lines"][0]["difference"] == [0.25, 0, 0.75]
+    assert "difference" not in report(pairs, MODEL_A).summary["lines"][0]
+    expected = [0.1, 0.1 - 1.96 * 0.015, 0.1 + 1.96 * 0.015]
+    assert difference(MODEL_A, MODEL_B) == pytest.approx(expected, abs=0.003)
+
+
+def test_models_that_differ_on_few_prompts_are_not_known_to_be_equal():
+    # Agresti and Min with b = c = 0 of n = 12: 0 +- 1.96 sqrt(1 / 2 + 1 / 2) / 14
+    items = coins([1] * 12)
+    reach = 1.96 / 14
+    assert difference(items, items) == pytest.approx([0, -reach, reach])
+
+
+def test_one_differing_prompt_of_four_shows_no_difference():
+    # b = 1, c = 0: d = 1/6, +- 1.96 sqrt(1.5 + 0.5 - 1/6) / 6
+    d, low, high = difference(coins([1, 1, 0, 0]), coins([1, 1, 1, 0]))
+    assert d == 0.25
+    assert low == pytest.approx(1 / 6 - 1.96 * np.sqrt(2 - 1 / 6) / 6, abs=0.02)
+    assert high == pytest.approx(1 / 6 + 1.96 * np.sqrt(2 - 1 / 6) / 6, abs=0.02)
 
 
 # ----------------------------------------------------------------------------------- the tables
@@ -162,41 +254,62 @@ def test_a_table_of_one_report_has_all_its_lines():
         pair(1, 2, prompt=1),
         pair(1, -1, subset="x", lengths=(5, 3), prompt=2),
     ]
-    assert show([full_report("runs/a", "dir/some.jsonl", items)]) == """
-                                                                runs/a
-                                              score [95 %]  if shorter  longer wins      n
-some: all                                   0.667 [0.000 1.000]  0.500        0.333      3
-some: x                                     1.000 [1.000 1.000]  1.000        0.500      2
+    text = show([full_report("runs/a", "dir/some.jsonl", items)])
+    assert text.startswith("""
+dir/some.jsonl
+              accuracy [95 %]                right/n       if shorter  longer wins
+  all         0.667 [0.202 0.940]                2/3       0.500 of 2        0.333
+  x           1.000 [0.342 1.000]                2/2       1.000 of 1        0.500
 3 prompts, 6 rows, 0 truncated rows
-both orders agree 0.667, first slot wins 0.667, right in one order 0.833, right 0.667"""
+all, 3 comparisons:
+  both orders agree 0.667: right there 1.000 of 2, elsewhere 0.000 of 1
+  first slot wins 0.667; right in one order 0.833, by both 0.667
+  mean confidence 0.""")
 
 
 def test_accuracy_where_the_better_one_is_shorter_is_a_dash_where_it_never_is():
     text = show([full_report("a", "f.jsonl", [judged([1, 0], lengths=(5, 1))])])
-    assert "1.000 [1.000 1.000]      -        1.000      1" in text
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("  all ")]
+    assert row[-3:] == ["1/1", "-", "1.000"]
 
 
 def test_single_context_has_no_orders_to_print():
     one = full_report("a", "f.jsonl", MODEL_A) | {"format": {"context": "single"}}
-    assert show([one]).endswith("\n4 prompts, 8 rows, 0 truncated rows")
+    *_, seen, _, calibration, _ = show([one]).splitlines()
+    assert seen == "400 prompts, 800 rows, 0 truncated rows"
+    assert calibration.startswith("  mean confidence ")
 
 
-def test_several_models_stand_side_by_side_with_their_differences():
-    draws = report(pairs, MODEL_A).draws
-    reports = [full_report("a", "x", MODEL_A), full_report("b", "x", MODEL_B, draws)]
-    _, names, heads, row, difference = show(reports).splitlines()
-    assert names.split() == ["a", "b"]
-    assert heads.count("score [95 %]") == 2
-    assert "0.500 [" in row and "0.750 [" in row
-    assert difference.startswith("    less that of the first model  ")
-    assert difference.rstrip().endswith("+0.250 [+0.000 +0.750]")
+def test_no_name_is_cut():
+    names = ["long " * 30 + end for end in ("a", "b")]
+    items = [judged([1, 0], subset=name, prompt=name) for name in names]
+    models = ["m" * 90 + end for end in "ab"]
+    draws = report(pairs, items).draws
+    reports = [full_report(model, "d" * 90, items, draws) for model in models]
+    for text in (*names, *models, "d" * 90):
+        assert text in show(reports)
 
 
-def test_of_several_files_the_first_lines_are_shown():
-    items = [pair(1, -1, subset="part")]
-    text = show([full_report("a", "x", items), full_report("a", "y", items)])
-    assert "x: all" in text and "y: all" in text
-    assert "part" not in text
+def test_several_models_are_compared_line_by_line_in_every_file():
+    reports = []
+    for file in ("x", "y"):
+        items = [judged([1, 0], subset="s", prompt=i) for i in range(3)]
+        draws = report(pairs, items).draws
+        reports += [full_report("a", file, items), full_report("b", file, items, draws)]
+    text = show(reports).splitlines()
+    assert text[:3] == ["", "A = a", "B = b"]
+    differences = [line.split() for line in text if "B - A" in line]
+    assert len(differences) == 4  # two lines of two files
+    assert differences[0][:4] == ["B", "-", "A", "+0.000"]
+
+
+def test_the_legend_has_a_line_for_each_column():
+    heads = show([full_report("a", "f", MODEL_A)]).splitlines()[2]
+    for column in ("accuracy", "[95 %]", "right/n", "if shorter", "longer wins"):
+        assert column in heads
+        assert f"\n{column}  " in LEGEND
+    for line in LEGEND.splitlines():
+        assert len(line) <= 100
 
 
 # ------------------------------------------------------------------------------------ the files
@@ -217,7 +330,15 @@ def test_rows_of_scores_have_each_comparison_in_both_orders_and_their_mean():
         "a_first": pytest.approx(2 / 3),
         "b_first": pytest.approx(3 / 4),
         "mean": pytest.approx(17 / 24),
+        "log_odds_a_first": np.log(2),
+        "log_odds_b_first": np.log(3),
     }
+
+
+def test_rows_of_scores_keep_a_difference_that_rounds_to_a_tie():
+    (row,) = score_rows(pair(60.0, 50.0))
+    assert row["mean"] == 0.5
+    assert row["log_odds_a_first"] + row["log_odds_b_first"] == 10
 
 
 def test_rows_of_scores_are_those_that_were_asked():
@@ -252,47 +373,91 @@ def test_without_texts_equal_prompts_stay_equal_and_others_differ():
     assert key("one two") != key("one three")
 
 
+ABOUT = {"command": "python evaluate.py a b x", "asked": {"limit": 0}}
+
+
+def judged_set(model, data, items):
+    made = report(pairs, items)
+    return JudgedSet(full_report(model, data, items), items, keys_of(items), made.draws)
+
+
+def read_scores(folder):
+    text = (folder / "scores.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def test_results_are_written_whole(tmp_path):
-    items = [without_texts(item) for item in MODEL_A]
-    reports = [full_report("a", "x", MODEL_A), full_report("b", "x", MODEL_B)]
+    sets = [judged_set("a", "x", MODEL_A), judged_set("b", "x", MODEL_B)]
     out = tmp_path / "out"
-    write_results(out, "python evaluate.py a b x", reports, [items, items])
+    write_results(out, ABOUT, sets)
     assert sorted(path.name for path in out.iterdir()) == ["results.json", "scores.jsonl"]
 
     results = read_results(out)
     assert results["command"] == "python evaluate.py a b x"
     assert results["versions"].keys() == {"tinyrm", "torch", "python"}
     assert results["resamples"] == RESAMPLES
-    assert results["reports"] == reports
+    assert results["reports"] == [each.report for each in sets]
 
 
-def test_each_row_of_scores_says_which_report_it_is_of(tmp_path):
-    reports = [full_report("a", "x", MODEL_A), full_report("b", "y", MODEL_B)]
-    write_results(tmp_path, "command", reports, [MODEL_A, MODEL_B])
-    lines = (tmp_path / "scores.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+def test_each_row_of_scores_says_which_row_of_which_file_it_is_of(tmp_path):
+    items = MODEL_A[:4]
+    write_results(tmp_path, ABOUT, [judged_set("a", "x", items), judged_set("b", "y", items)])
+    rows = read_scores(tmp_path)
     assert [(row["model"], row["data"]) for row in rows] == [("a", "x")] * 4 + [("b", "y")] * 4
-    (row, *_) = score_rows(MODEL_A[0])
-    assert rows[0] == {"model": "a", "data": "x"} | row
+    assert [(row["line"], row["id"]) for row in rows[:4]] == [(i, 99 + i) for i in (1, 2, 3, 4)]
+    (row,) = score_rows(items[0])
+    origin = {"model": "a", "data": "x", "split": "", "line": 1, "id": 100}
+    assert rows[0] == origin | row
+
+
+def test_rows_of_scores_come_in_the_order_of_the_file(tmp_path):
+    one = judged_set("a", "x", MODEL_A[:4])
+    in_other_order = one._replace(keys=one.keys[::-1], judged=one.judged[::-1])
+    write_results(tmp_path, ABOUT, [in_other_order])
+    rows = read_scores(tmp_path)
+    assert [row["line"] for row in rows] == [1, 2, 3, 4]
+    assert [row["prompt"] for row in rows] == ["0", "1", "2", "3"]
 
 
 def test_results_that_cannot_be_written_leave_those_of_before(tmp_path):
-    reports = [full_report("a", "x", MODEL_A)]
-    write_results(tmp_path, "first", reports, [MODEL_A])
-    broken = reports[0] | {"score": float("nan")}  # no JSON
+    one = judged_set("a", "x", MODEL_A)
+    write_results(tmp_path, ABOUT, [one])
+    broken = one._replace(report=one.report | {"score": float("nan")})  # no JSON
     with pytest.raises(ValueError):
-        write_results(tmp_path, "second", [broken], [MODEL_B])
-    assert read_results(tmp_path)["command"] == "first"
+        write_results(tmp_path, {"command": "second"}, [broken])
+    assert read_results(tmp_path)["command"] == ABOUT["command"]
     assert len(list(tmp_path.iterdir())) == 2  # nothing half-written
+
+
+def test_a_full_disk_is_a_line_that_names_the_file(tmp_path, monkeypatch):
+    def full(*args, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ValueError, match="No space left on device.*--out") as error:
+        write_results(out, ABOUT, [judged_set("a", "x", MODEL_A[:4])])
+    assert str(error.value).startswith(f"{out / 'results.json'}: ")
+    assert "\n" not in str(error.value)
+    assert [path.name for path in out.iterdir()] == ["scores.jsonl"]  # whole, and no *.tmp
 
 
 def test_results_go_into_the_run_or_under_runs(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    assert str(results_folder([str(run)], ["a/x.jsonl", "rmbench"])) == "runs/eval-run/x+rmbench"
+    folder = results_folder([str(run)], ["a/x.jsonl", "rmbench"], {})
+    assert str(folder) == "runs/eval-run/x+rmbench"
     (run / "run.json").write_text("{}")
-    assert results_folder([str(run)], ["a/x.jsonl"]) == run / "eval" / "x"
-    assert str(results_folder([str(run), "org/b"], ["x.jsonl"])) == "runs/eval-run+b/x"
+    assert results_folder([str(run)], ["a/x.jsonl"], {}) == run / "eval" / "x"
+    assert str(results_folder([str(run), "org/b"], ["x.jsonl"], {})) == "runs/eval-run+b/x"
+
+
+def test_results_of_another_question_are_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, limit in enumerate([0, 10, 20, 10], 1):
+        folder = results_folder(["m"], ["x.jsonl"], {"limit": limit})
+        assert folder.name == ["x", "x-2", "x-3", "x-2"][number - 1]
+        write_results(folder, {"asked": {"limit": limit}}, [judged_set("m", "x", MODEL_A[:2])])
 
 
 def test_a_place_that_cannot_be_written_to_is_found_before_the_work(tmp_path):

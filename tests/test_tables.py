@@ -60,7 +60,7 @@ def test_all_formats_read_as_the_same_rows(tmp_path, name, zipped):
         path, body = tmp_path / f"{name}.gz", gzip.compress(body)
     path.write_bytes(body)
     rows = list(read_rows(path))
-    assert [row for _, row in rows] == ROWS
+    assert [found.row for found in rows] == ROWS
     assert rows[0].where.startswith(f"{path}, ") and rows[0].where != rows[1].where
     assert is_table(str(path))
 
@@ -68,8 +68,8 @@ def test_all_formats_read_as_the_same_rows(tmp_path, name, zipped):
 def test_a_row_of_lines_knows_its_line(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n  \n{"a": 2}\n')
     assert list(read_rows(tmp_path / "a.jsonl")) == [
-        (f"{tmp_path}/a.jsonl, line 1", {"a": 1}),
-        (f"{tmp_path}/a.jsonl, line 3", {"a": 2}),
+        (1, f"{tmp_path}/a.jsonl, line 1", {"a": 1}),
+        (3, f"{tmp_path}/a.jsonl, line 3", {"a": 2}),
     ]
 
 
@@ -158,7 +158,7 @@ def test_standard_input_is_read_if_it_is_a_file(tmp_path, command):
 
 
 def test_the_judge_takes_any_table_and_refuses_a_pipe(tiny, pairs_file, tmp_path):
-    rows = [row for _, row in read_rows(pairs_file)]
+    rows = [found.row for found in read_rows(pairs_file)]
     (tmp_path / "pairs.parquet").write_bytes(parquet(rows))
     (tmp_path / "pairs.csv.gz").write_bytes(gzip.compress(comma_separated(rows)))
     scores = []
