@@ -812,8 +812,10 @@ def test_a_closed_output_is_a_line_and_a_code(tiny, tmp_path):
 
 
 JUDGES_FOR_EVER = """
-import sys, evaluate
+import signal, sys, evaluate
 from infra.stopping import exit_code_of
+# a shell starts what runs in its background with Ctrl-C ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def judge(self, items):
     while True:
         yield from judge_once(self, items)
@@ -835,7 +837,10 @@ def test_a_signal_while_judging_is_a_line_and_a_code(tiny, tmp_path, number, lin
     while not process.stdout.readline().startswith("judging"):
         assert process.poll() is None
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, err) == (128 + number, line)
     assert not list(tmp_path.glob("**/*.tmp"))
 
