@@ -27,7 +27,7 @@ import math
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,12 +43,13 @@ from infra.benchmarks import BENCHMARKS, EvalSet, load_eval_set
 from infra.files import read_json
 from infra.hub import fetch_model, version_of
 from infra.machine import pick_device
-from infra.pairs import is_texts, to_text
+from infra.pairs import to_text
 from infra.prefetch import one_ahead
 from infra.report import check_writable, report, results_folder, show, without_texts, write_results
 from tinyrm import ModernBERT
 
 WINDOW = 256  # comparisons that are tokenised at a time, one window ahead of the encoder
+ALL_PAIRS = 8  # so many responses `rank` compares each with each
 BUDGET = {"cpu": 4_096, "cuda": 65_536}  # tokens in a batch; a small one stays in the CPU's cache
 
 # --------------------------------------------------------------------------------- a judged item
@@ -94,6 +95,7 @@ class Ranked(NamedTuple):
     response: str
     win: float  # mean_win_probability
     score: float  # mean_log_odds; in context "single" the score of the response alone
+    asked: int  # of the whole list: comparisons, each in both orders; in context "single" scores
 
 
 # ------------------------------------------------------------------------------------- the judge
@@ -180,17 +182,17 @@ class RewardModel:
     def compare(
         self,
         prompt: str | list,
-        a: str | list[str],
-        b: str | list[str],
+        a: str | list,
+        b: str | list,
         domains: str | list[str] = "",
     ) -> float | list[float]:
-        """P(a is better than b), the mean of both orders. A prompt is a string or a list of
-        messages. For lists of prompts, of a and of b a list, judged in full batches.
+        """P(a is better than b), the mean of both orders. A prompt and a response are a string or a
+        list of messages. For lists of prompts, of a and of b a list, judged in full batches.
 
         `domains`: whose question a model for all domains is asked; one for all prompts, or a list.
         """
         # one pair is a list of one
-        if isinstance(a, str):
+        if is_one_prompt(prompt):
             return self.compare([prompt], [a], [b], domains)[0]
 
         items = make_items(prompt, list(zip(a, b, strict=True)), domains)
@@ -204,14 +206,36 @@ class RewardModel:
     ) -> list[Ranked] | list[list[Ranked]]:
         """The responses, best first. For lists of prompts and of lists of responses a list.
 
-        Of k responses all k (k - 1) / 2 pairs are compared; in context "single" k are scored. The
-        order in which they are given does not matter."""
-        # one list of responses is a list of one list
-        if all(isinstance(response, str) for response in responses):
+        Up to ALL_PAIRS responses are compared each with each, k (k - 1) / 2 pairs; more of them
+        play a tournament. In context "single" k are scored. The order in which they are given does
+        not matter."""
+        # one prompt is a list of one
+        if is_one_prompt(prompt):
             return self.rank([prompt], [responses], domains)[0]
+        return self.rank_items(make_items(prompt, responses, domains))
 
-        items = make_items(prompt, responses, domains)
-        return [ranking(judged) for judged in self.judge(items)]
+    def rank_items(self, items: list[Item]) -> list[list[Ranked]]:
+        """The responses of each item, best first."""
+        ranked = [[] for _ in items]
+        few, many = [], []  # indices of items
+        for index, item in enumerate(items):
+            if self.single or len(item.responses) <= ALL_PAIRS:
+                few.append(index)
+            else:
+                many.append(index)
+
+        # each with each
+        for index, judged in zip(few, self.judge(items[i] for i in few), strict=True):
+            asked = len(comparisons(items[index], self.single))
+            ranked[index] = ranking(judged, asked)
+
+        # tournaments, whose rounds are played side by side
+        tournaments = [Tournament.of(items[i]) for i in many]
+        play(tournaments, self.judge)
+        for index, tournament in zip(many, tournaments, strict=True):
+            asked = int(tournament.played.sum()) // 2
+            ranked[index] = ranking(tournament.judged(items[index]), asked)
+        return ranked
 
     def judge(self, items: Iterable[Item]) -> Iterator[Judged]:
         """The items, judged, in their order. Responses that make the same row tie unasked."""
@@ -258,20 +282,27 @@ def make_items(prompts: list, responses: list, domains: str | list[str]) -> list
 
     # as many of each, and texts everywhere
     fits = len(prompts) == len(responses) == len(domains)
-    if not fits or not all(is_texts(texts) for texts in responses):
-        raise ValueError("give as many responses (strings), or lists of them, none empty, and "
-                         f"domains as prompts, of which there are {len(prompts)}")
+    if not fits or not all(isinstance(side, (list, tuple)) and side for side in responses):
+        raise ValueError("give as many responses (strings or lists of messages), or lists of them, "
+                         f"none empty, and domains as prompts, of which there are {len(prompts)}")
 
     items = []
-    for prompt, texts, domain in zip(prompts, responses, domains, strict=True):
-        texts = tuple(data.clean(text) for text in texts)
+    for prompt, side, domain in zip(prompts, responses, domains, strict=True):
+        texts = tuple(to_text(response, "a response") for response in side)
         if domain != "" and domain not in data.DOMAINS:
             raise ValueError(f"unknown domain {domain!r}: use {', '.join(data.DOMAINS)}, or none")
         items.append(Item(to_text(prompt, "the prompt"), texts, domain=domain))
     return items
 
 
-def ranking(judged: Judged) -> list[Ranked]:
+def is_one_prompt(prompt: str | list) -> bool:
+    """A string or a list of messages; else it is a list of prompts."""
+    if isinstance(prompt, (list, tuple)):
+        return len(prompt) > 0 and isinstance(prompt[0], dict)
+    return True
+
+
+def ranking(judged: Judged, asked: int) -> list[Ranked]:
     """The responses of a judged item, best first; equals in the order of their texts."""
     wins = judged.mean_win_probability()  # (k,)
     scores = judged.scores  # of context "single"
@@ -282,8 +313,86 @@ def ranking(judged: Judged) -> list[Ranked]:
     ranked = []
     for index, response in enumerate(judged.item.responses):
         rank = 1 + int((wins > wins[index]).sum())
-        ranked.append(Ranked(rank, index, response, float(wins[index]), float(scores[index])))
+        win, score = float(wins[index]), float(scores[index])
+        ranked.append(Ranked(rank, index, response, win, score, asked))
     return sorted(ranked, key=lambda one: (one.rank, one.response))
+
+
+# -------------------------------------------------------------------------- tournaments of many
+
+
+class Tournament(NamedTuple):
+    """A Swiss tournament of the k distinct responses of an item: in each round neighbours by the
+    score so far meet, who have not met before. log2(k) rounds of k / 2 comparisons tell more of
+    those that are close, and cost k log2(k) / 2 in place of k (k - 1) / 2.
+
+    The score is the best fit to what was played: s with s_i - s_j close to the log-odds of i over
+    j, by least squares. Were all played, it would be `Judged.mean_log_odds`. Two that did not meet
+    are taken to differ as their scores do."""
+
+    item: Item  # its responses in the order of their texts, so that the order given does not matter
+    log_odds: np.ndarray  # (k, k), as in Judged; 0 where not played
+    played: np.ndarray  # (k, k) 1 or 0, symmetric
+
+    @classmethod
+    def of(cls, item: Item) -> "Tournament":
+        texts = tuple(sorted(set(item.responses)))
+        shape = (len(texts), len(texts))
+        return cls(item._replace(responses=texts), np.zeros(shape), np.zeros(shape))
+
+    def rounds(self) -> int:
+        return math.ceil(math.log2(max(2, len(self.played))))
+
+    def scores(self) -> np.ndarray:
+        """(k,) with mean 0. The sum of squares of s_i - s_j - x_ij is least where for each i the
+        s_i - s_j of those that it met add up to its x_ij: a system of k equations."""
+        both_orders = (self.log_odds - self.log_odds.T) / 2  # (k, k)
+        met = np.diag(self.played.sum(axis=1))
+        return np.linalg.lstsq(met - self.played, both_orders.sum(axis=1))[0]
+
+    def next_games(self) -> list[tuple[int, int]]:
+        """From the best so far down, each meets the next one below that it has not met."""
+        waiting = np.argsort(-self.scores(), kind="stable").tolist()
+        games = []
+        while waiting:
+            first = waiting.pop(0)
+            for second in waiting:
+                if not self.played[first, second]:
+                    waiting.remove(second)
+                    games.append((first, second))
+                    break
+        return games
+
+    def add(self, game: tuple[int, int], judged: Judged):
+        """What the two responses of a game are to each other."""
+        i, j = game
+        self.log_odds[i, j], self.log_odds[j, i] = judged.log_odds[0, 1], judged.log_odds[1, 0]
+        self.played[i, j] = self.played[j, i] = 1
+
+    def judged(self, item: Item) -> Judged:
+        """The item with the whole table: equal responses have the same row of it."""
+        scores = self.scores()
+        table = np.where(self.played, self.log_odds, scores[:, None] - scores[None, :])
+        place = {text: index for index, text in enumerate(self.item.responses)}
+        places = [place[response] for response in item.responses]
+        return Judged(item, table[np.ix_(places, places)])
+
+
+def play(tournaments: list[Tournament], judge: Callable):
+    """Play all rounds. The games of a round, of all tournaments, fill whole batches together."""
+    most = max((tournament.rounds() for tournament in tournaments), default=0)
+    for number in range(most):
+        games, items = [], []
+        for tournament in tournaments:
+            if number >= tournament.rounds():
+                continue
+            for i, j in tournament.next_games():
+                texts = tournament.item.responses
+                games.append((tournament, (i, j)))
+                items.append(tournament.item._replace(responses=(texts[i], texts[j])))
+
+        for (tournament, game), judged in zip(games, judge(items), strict=True):
+            tournament.add(game, judged)
 
 
 # -------------------------------------------------------- items to rows, rows to judged items
