@@ -4,6 +4,7 @@
     python evaluate.py runs/NAME my.jsonl                 own pairs, best-of-N rows, 3 x 3 styles
     python evaluate.py runs/A runs/B a.jsonl b.jsonl      several of each, side by side
     python evaluate.py runs/NAME --ask PROMPT RESPONSE RESPONSE
+    python evaluate.py runs/NAME --rank IN.jsonl OUT.jsonl    any number of responses to each prompt
 
 Two protocols, on the log-odds x of the two label words in a row:
 
@@ -28,6 +29,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,9 +47,18 @@ from infra.hub import fetch_model, version_of
 from infra.machine import pick_device
 from infra.pairs import to_text
 from infra.prefetch import one_ahead
+from infra.ranked_rows import (
+    ROWS_AT_A_TIME,
+    STREAM,
+    check_rank_files,
+    open_out,
+    read_rows_to_rank,
+    with_ranking,
+)
 from infra.report import check_writable, report, results_folder, show, without_texts, write_results
 from tinyrm import ModernBERT
 
+PROGRAM = "python evaluate.py"
 WINDOW = 256  # comparisons that are tokenised at a time, one window ahead of the encoder
 ALL_PAIRS = 8  # so many responses `rank` compares each with each
 BUDGET = {"cpu": 4_096, "cuda": 65_536}  # tokens in a batch; a small one stays in the CPU's cache
@@ -351,7 +362,8 @@ class Tournament(NamedTuple):
         return np.linalg.lstsq(met - self.played, both_orders.sum(axis=1))[0]
 
     def next_games(self) -> list[tuple[int, int]]:
-        """From the best so far down, each meets the next one below that it has not met."""
+        """From the best so far down, each meets the next one below that it has not met. Who finds
+        nobody sits the round out."""
         waiting = np.argsort(-self.scores(), kind="stable").tolist()
         games = []
         while waiting:
@@ -569,33 +581,47 @@ def stored_settings(name: str, folder: Path, base: Path) -> dict:
 # ------------------------------------------------------------------------------- the command line
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+def make_parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program.removeprefix("python "), description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     benchmarks = ", ".join(BENCHMARKS)
-    add("names", nargs="+", metavar="NAME",
+    parser.add_argument(
+        "names", nargs="+", metavar="NAME",
         help=f"models (folders or Hub names), and what to judge: {benchmarks}, FILE.jsonl")
-    add("--ask", nargs="+", metavar="TEXT", help="rank responses: PROMPT RESPONSE RESPONSE ...")
 
-    # how a pair is shown
-    add("--context", choices=["pair", "single"], help="default: as the model was trained")
-    add("--template", choices=["option", "choice"], help="default: as the model was trained")
-    add("--domain", choices=data.domain_names(), help="whose question is asked")
-    add("--max-length", type=int, help="tokens of a row; longer ones are truncated, and counted")
+    add = parser.add_argument_group("the paper: how a pair is shown").add_argument
+    add("--context", choices=["pair", "single"],
+        help="both responses in one row, or each alone (default: as the model was trained)")
+    add("--template", choices=["option", "choice"],
+        help="the paper's text, or the author's layout (default: as the model was trained)")
+    add("--domain", choices=data.domain_names(),
+        help="whose question is asked (default: the model's; of all, each pair's own)")
+    add("--max-length", type=int, metavar="N",
+        help="tokens of a row; longer ones are cut and counted (default: as the model was trained)")
 
-    # the machine and the files
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--dtype", default="auto", help="auto, fp32 or bf16")
-    add("--limit", type=int, default=0, help="judge so many items, evenly spread; 0: all")
+    add = parser.add_argument_group("the machine").add_argument
+    add("--device", default="auto", help="auto, cpu or cuda (default: auto, cuda where there is)")
+    add("--dtype", default="auto",
+        help="auto, fp32 or bf16 (default: auto, bf16 on a GPU that has it)")
+
+    add = parser.add_argument_group("the files").add_argument
+    add("--limit", type=int, default=0, metavar="N",
+        help="judge so many items, evenly spread (default: 0, all)")
     add("--out", type=Path, metavar="DIR", help="for results.json and scores.jsonl (default: "
         "eval/DATA in a run folder, else runs/eval-MODEL/DATA)")
+    add("--ask", nargs="+", metavar="TEXT", help="rank what is typed: PROMPT RESPONSE RESPONSE ...")
+    add("--rank", nargs=2, metavar=("IN", "OUT"),
+        help='rank rows {"prompt", "responses"} of JSON; goes on after the last whole line of OUT; '
+             "- is standard input or output, answered line by line")
+    add("--json", action="store_true", help="with --ask: print a line of JSON as --rank does")
     return parser
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None, program: str = PROGRAM) -> argparse.Namespace:
     """The flags, checked; the names are sorted into `models` and `data`."""
-    flags = make_parser().parse_intermixed_args(argv)  # names may stand before and after flags
+    # names may stand before and after flags
+    flags = make_parser(program).parse_intermixed_args(argv)
     flags.models, flags.data = [], []
     for name in dict.fromkeys(flags.names):  # each name once
         is_data = name in BENCHMARKS or name.endswith((".jsonl", ".json"))
@@ -604,32 +630,101 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         else:
             flags.models.append(name)
 
-    # either data or --ask, which needs two responses at least
-    one_task = bool(flags.data) != bool(flags.ask)
+    # one of data, --ask, which needs two responses at least, and --rank
+    tasks = [task for task in (flags.data, flags.ask, flags.rank) if task]
     enough = not flags.ask or len(flags.ask) >= 3
-    if not flags.models or not one_task or not enough:
-        raise ValueError("give a model and what it shall judge: a benchmark, FILE.jsonl, or --ask "
-                         "PROMPT RESPONSE RESPONSE; see --help")
+    if not flags.models or len(tasks) != 1 or not enough:
+        raise ValueError("give a model and what it shall judge: a benchmark, FILE.jsonl, --ask "
+                         "PROMPT RESPONSE RESPONSE, or --rank IN OUT; see --help")
     if flags.limit < 0:
         raise ValueError(f"--limit {flags.limit}: give a positive number, or 0 for all")
+    if flags.json and not flags.ask:
+        raise ValueError("--json: goes with --ask; what else is judged is JSON in files")
+
+    # JSON has standard output for itself
+    flags.about_to = sys.stdout
+    if flags.json or flags.rank:
+        flags.about_to = sys.stderr
 
     # found out now, and not when all is judged
     if flags.data:
         if flags.out is None:
             flags.out = results_folder(flags.models, flags.data)
         check_writable(flags.out)
+    if flags.rank:
+        if len(flags.models) > 1:
+            raise ValueError(f"--rank: give one model, not {' '.join(flags.models)}")
+        check_rank_files(*flags.rank)
     return flags
 
 
-def print_ranking(reward_model: RewardModel, prompt: str, responses: list[str]):
-    """What --ask prints."""
-    k = len(responses)
-    if reward_model.single:
-        print(f"{k} scores")
+def load_judge(name: str, flags: argparse.Namespace, model_class: type[ModernBERT],
+               format_class: type[PromptFormat]) -> RewardModel:
+    return RewardModel.load(
+        name,
+        device=flags.device,
+        dtype=flags.dtype,
+        template=flags.template,
+        context=flags.context,
+        domain=flags.domain,
+        max_length=flags.max_length,
+        model_class=model_class,
+        format_class=format_class,
+    )
+
+
+def judge_name(reward_model: RewardModel) -> str:
+    """What identifies a judge: its weights, and how a pair is shown to it."""
+    settings = reward_model.prompt_format.settings().values()
+    return ", ".join([reward_model.about["weights"], *map(str, settings)])
+
+
+def answer(reward_model: RewardModel, flags: argparse.Namespace):
+    """What --ask and --rank give."""
+    if flags.rank:
+        rank_rows(reward_model, *flags.rank)
+        return
+    prompt, responses = flags.ask[0], flags.ask[1:]
+    if flags.json:
+        print_ranking_as_json(reward_model, prompt, responses)
     else:
-        print(f"{k * (k - 1) // 2} comparisons, in both orders")
-    for one in reward_model.rank(prompt, responses):
+        print_ranking(reward_model, prompt, responses)
+
+
+def print_ranking(reward_model: RewardModel, prompt: str, responses: list[str]):
+    ranked = reward_model.rank(prompt, responses)
+    if reward_model.single:
+        print(f"{ranked[0].asked} scores")
+    else:
+        print(f"{ranked[0].asked} comparisons, in both orders")
+    for one in ranked:
         print(f"{one.rank:3}.  wins {one.win:.3f}  log-odds {one.score:+.3f}  {one.response}")
+
+
+def print_ranking_as_json(reward_model: RewardModel, prompt: str, responses: list[str]):
+    row = {"prompt": prompt, "responses": responses}
+    line = with_ranking(row, reward_model.rank(prompt, responses), judge_name(reward_model))
+    print(line, end="")
+
+
+def rank_rows(reward_model: RewardModel, source: str, out: str):
+    """What --rank does: a line is in OUT as soon as it is ranked, with the few around it."""
+    judge = judge_name(reward_model)
+    rows = read_rows_to_rank(source)
+    at_a_time = ROWS_AT_A_TIME
+    if source == STREAM:
+        at_a_time = 1
+
+    with open_out(out, rows, judge) as file, tqdm(disable=None, leave=False) as bar:
+        while True:
+            some = list(islice(rows, at_a_time))
+            if not some:
+                break
+            rankings = reward_model.rank_items([row.item for row in some])
+            for row, ranked in zip(some, rankings, strict=True):
+                file.write(with_ranking(row.row, ranked, judge).encode())
+            file.flush()
+            bar.update(len(some))
 
 
 def judge_all(reward_model: RewardModel, eval_set: EvalSet) -> list[Judged]:
@@ -645,29 +740,21 @@ def main(
     argv: list[str] | None = None,
     model_class: type[ModernBERT] = ModernBERT,
     format_class: type[PromptFormat] = PromptFormat,
+    program: str = PROGRAM,
 ):
-    flags = parse(argv)
+    """The command line. experiments/causal.py hands in classes and a name of its own."""
+    flags = parse(argv, program)
     # all files are checked before the work begins
     eval_sets = {name: load_eval_set(name, flags.limit) for name in flags.data}
 
     reports, judged, first_draws = [], [], {}
     for model_name in flags.models:
-        reward_model = RewardModel.load(
-            model_name,
-            device=flags.device,
-            dtype=flags.dtype,
-            template=flags.template,
-            context=flags.context,
-            domain=flags.domain,
-            max_length=flags.max_length,
-            model_class=model_class,
-            format_class=format_class,
-        )
+        reward_model = load_judge(model_name, flags, model_class, format_class)
         # a line for each thing that is known of it
         about = [f"{key} {value}" for key, value in reward_model.about.items()]
-        print("\n  ".join(about), flush=True)
-        if flags.ask:
-            print_ranking(reward_model, flags.ask[0], flags.ask[1:])
+        print("\n  ".join(about), file=flags.about_to, flush=True)
+        if not flags.data:
+            answer(reward_model, flags)
 
         for name, eval_set in eval_sets.items():
             count = len(eval_set.items)
@@ -684,12 +771,12 @@ def main(
             print(show(reports[-1:]))
 
     # what was asked is only printed, what was judged is written
-    if flags.ask:
+    if not flags.data:
         return
     if len(reports) > 1:
         print(show(reports))  # all side by side
     arguments = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "evaluate.py"] + arguments)
+    command = f"{program} {shlex.join(arguments)}"
     write_results(flags.out, command, reports, judged)
     print(f"\nresults.json and scores.jsonl are in {flags.out}")
 
