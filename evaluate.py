@@ -43,6 +43,7 @@ import tinyrm
 from data import Batch, Item, Pair, PromptFormat, Row
 from infra.benchmarks import BENCHMARKS, EvalSet, load_eval_set
 from infra.files import read_json
+from infra.flags import OURS
 from infra.hub import fetch_model, version_of
 from infra.machine import pick_device
 from infra.pairs import to_text
@@ -58,7 +59,6 @@ from infra.ranked_rows import (
 from infra.report import check_writable, report, results_folder, show, without_texts, write_results
 from tinyrm import ModernBERT
 
-PROGRAM = "python evaluate.py"
 WINDOW = 256  # comparisons that are tokenised at a time, one window ahead of the encoder
 ALL_PAIRS = 8  # so many responses `rank` compares each with each
 BUDGET = {"cpu": 4_096, "cuda": 65_536}  # tokens in a batch; a small one stays in the CPU's cache
@@ -618,7 +618,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def parse(argv: list[str] | None, program: str = PROGRAM) -> argparse.Namespace:
+def parse(argv: list[str] | None, program: str = OURS.evaluate) -> argparse.Namespace:
     """The flags, checked; the names are sorted into `models` and `data`."""
     # names may stand before and after flags
     flags = make_parser(program).parse_intermixed_args(argv)
@@ -740,7 +740,7 @@ def main(
     argv: list[str] | None = None,
     model_class: type[ModernBERT] = ModernBERT,
     format_class: type[PromptFormat] = PromptFormat,
-    program: str = PROGRAM,
+    program: str = OURS.evaluate,
 ):
     """The command line. experiments/causal.py hands in classes and a name of its own."""
     flags = parse(argv, program)

@@ -35,7 +35,7 @@ import tinyrm
 from data import PromptFormat
 from infra import distributed
 from infra.files import read_json, replacing, sha256_of, write_json
-from infra.flags import option
+from infra.flags import OURS, Programs, option
 from infra.hub import MODEL_NAMES, commit_of, version_of
 from infra.machine import Machine, count_parameters
 from infra.pairs import fingerprint
@@ -91,12 +91,12 @@ def read_record(folder: str, given: dict) -> dict:
 
 def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware: Machine,
           model_folder: Path, pairs: PairSets, model: ModernBERT,
-          optimizer: torch.optim.Optimizer) -> "RunFolder":
+          optimizer: torch.optim.Optimizer, programs: Programs = OURS) -> "RunFolder":
     """The folder of a new run, or (with the record of its run.json) of one that goes on, whose
     newest state is put in place. Raises ValueError if its pairs or the weights that it began with
     have changed, or if another process is at work on it."""
     now = new_record(settings, hardware, model_folder, pairs, steps, model)
-    run = RunFolder(Path(path), record or now, model, optimizer)
+    run = RunFolder(Path(path), record or now, model, optimizer, programs)
     distributed.barrier()  # every process has chosen its settings: now the folder may appear
     if record is None:
         if run.record["settings"]["revision"]:
@@ -155,11 +155,12 @@ class RunFolder:
     """Where a run writes. `record` is what run.json holds."""
 
     def __init__(self, path: Path, record: dict, model: ModernBERT,
-                 optimizer: torch.optim.Optimizer):
+                 optimizer: torch.optim.Optimizer, programs: Programs = OURS):
         self.path = path
         self.record = record
         self.model = model
         self.optimizer = optimizer
+        self.programs = programs
         self.lock_file = None  # of rank 0
         self.steps_done = 0
         self.began = self.saved = time.time()
@@ -282,17 +283,19 @@ class RunFolder:
     def explaining_errors(self) -> Iterator[None]:
         """Turns a lost process, a full disk or a full GPU into one line that says how to go on. At
         its end the lock is let go: a notebook may resume its own run."""
+        resume = f"{self.programs.train} --resume {self.path}"
         try:
             yield
         except distributed.ProcessEnded as error:
-            raise ValueError(f"{error}, and go on with: torchrun ... train.py --resume {self.path}"
+            script = self.programs.train.removeprefix("python ")
+            raise ValueError(f"{error}, and go on with: torchrun ... {script} --resume {self.path}"
                              ) from None
         except torch.OutOfMemoryError:
-            raise ValueError(f"out of GPU memory: go on with python train.py --resume {self.path} "
-                             "and a lower --micro-tokens, or --checkpoint-layers") from None
+            raise ValueError(f"out of GPU memory: go on with {resume} and a lower "
+                             "--micro-tokens, or --checkpoint-layers") from None
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.path}: {error}; if the disk is full, make room and go on with:"
-                             f" python train.py --resume {self.path}") from None
+                             f" {resume}") from None
         finally:
             self.unlock()
 
@@ -327,8 +330,8 @@ class RunFolder:
         distributed.log(f"{accuracy}; {result['seconds']:.0f} s of training, "
                         f"{time.time() - self.began:.0f} s in all")
         what = "model and adapter" if adapter else "model"
-        distributed.log(f"saved {self.path}/{what}; judge with: python evaluate.py {self.path} "
-                        "FILE.jsonl")
+        distributed.log(f"saved {self.path}/{what}; judge with: {self.programs.evaluate} "
+                        f"{self.path} FILE.jsonl")
 
     def store(self, name: str, save: Callable[[Path], None], prompt_format: PromptFormat,
               model_folder: Path):
