@@ -34,6 +34,7 @@ import dora
 import tinyrm
 from data import PromptFormat
 from infra import distributed
+from infra.card import model_card
 from infra.files import read_json, replacing, sha256_of, write_json
 from infra.flags import OURS, Programs, option
 from infra.hub import MODEL_NAMES, commit_of, version_of
@@ -317,8 +318,11 @@ class RunFolder:
 
             self.store("adapter", save_adapter, prompt_format, model_folder)
             dora.merge(self.model)
-        self.store("model", lambda folder: tinyrm.save(self.model, folder), prompt_format,
-                   model_folder)
+
+        def save_model(folder):
+            tinyrm.save(self.model, folder, prompt_format.label_words)
+
+        self.store("model", save_model, prompt_format, model_folder)
         self.write_record()
 
         if self.record["dropped"]:
@@ -342,63 +346,7 @@ class RunFolder:
             for file in TOKENIZER_FILES:
                 if (model_folder / file).exists():
                     shutil.copyfile(model_folder / file, folder / file)
-            card = model_card(self.path.name, self.record, self.model, prompt_format)
+            card = model_card(self.path.name, self.record, self.model, prompt_format,
+                              self.programs.evaluate, adapter=name == "adapter")
             (folder / "README.md").write_text(card, encoding="utf-8")
             write_json(folder / "tinyrm.json", prompt_format.settings())
-
-
-# ---------------------------------------------------------------------------------- the model card
-
-PIPELINES = {"MaskedLM": "fill-mask", "SequenceClassification": "text-classification",
-             "CausalLM": "text-generation"}
-
-
-def model_card(name: str, record: dict, model: ModernBERT, prompt_format: PromptFormat) -> str:
-    """The card that the Hub shows."""
-    settings, result = record["settings"], record["result"]
-    architecture = model.config.architectures[model.head_kind]
-    task = architecture.partition("For")[2]
-
-    base_line = "# trained from a local folder"
-    if "@" in record["revisions"]["model"]:  # REPOSITORY@COMMIT
-        base_line = f"base_model: {record['base']}"
-
-    accuracy = "no held-out pairs"
-    if result["n"]:
-        accuracy = (f"held-out accuracy: {result['accuracy_before']:.3f} before, "
-                    f"{result['accuracy_after']:.3f} after,\n  on {result['n']} pairs")
-
-    shown = "two responses"
-    if prompt_format.context == "single":
-        shown = "one response at a time"
-
-    labels = "two classes"
-    if prompt_format.head == "cloze":
-        first, second = prompt_format.label_ids
-        decode = prompt_format.tokenizer.decode
-        labels = f"`{decode([first])}` and `{decode([second])}`"
-
-    return f"""---
-{base_line}
-library_name: transformers
-pipeline_tag: {PIPELINES[task]}
-tags: [reward-model, tiny-reward-models, modernbert]
----
-# {name}
-
-A tiny reward model (arXiv 2507.09973) for {settings["domain"]}: it reads a prompt and {shown} and
-says which is better. Trained with tinyrm from {record["revisions"]["model"]} on {record["source"]}.
-
-- {accuracy}
-- recipe: {settings["adapter"]}, {settings["freeze"]} layers frozen, peak rate {settings["lr"]:g},
-  {record["steps"]} steps of {settings["batch_size"]} rows; template `{settings["template"]}`,
-  labels {labels}
-
-```python
-from evaluate import RewardModel  # from a checkout of tinyrm
-rm = RewardModel.load("PATH/TO/{name}")
-rm.compare(prompt, a, b)  # the probability that a is better
-```
-`model/` opens with transformers' `AutoModelFor{task}.from_pretrained`, `adapter/` (if trained with
-one) with peft. Everything that the run depended on stands in `run.json`.
-"""

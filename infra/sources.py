@@ -103,6 +103,7 @@ class Source(NamedTuple):
     files: str = "data/*"
     branch: str | None = None
     parts: dict[str, Part] = {}  # of rows that have no other part; empty: one, without a number
+    license: str = "none named"  # what its card on the Hub names
 
 
 # A repository that is not here has rows of a pairs file, in data/.
@@ -116,7 +117,12 @@ SOURCES = {
             "helpsteer": Part(7_221, "chat"),
         },
     ),
-    PKU: Source(read_pku, "data/*/train.jsonl", parts={"PKU-SafeRLHF": Part(26_900)}),
+    PKU: Source(
+        read_pku,
+        "data/*/train.jsonl",
+        parts={"PKU-SafeRLHF": Part(26_900)},
+        license="cc-by-nc-4.0",
+    ),
     # its own files are a script; the branch has what the Hub made of them
     WEBGPT: Source(
         read_webgpt,
@@ -127,7 +133,7 @@ SOURCES = {
     "sarahpann/skywork_reasoning": Source(read_author),
     "sarahpann/skywork_safety": Source(read_author),
     "sarahpann/skywork_chat": Source(read_author),
-    "sarahpann/PKU_SafeRLHF_simp": Source(read_author),
+    "sarahpann/PKU_SafeRLHF_simp": Source(read_author, license="cc-by-nc-4.0"),  # PKU's
     "sarahpann/webgpt_comparisons_simp": Source(read_author),
 }
 
