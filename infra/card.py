@@ -43,6 +43,15 @@ def license_lines(licenses: list[License]) -> str:
     return "license: other\nlicense_name: those-of-base-and-data\nlicense_link: README.md"
 
 
+def license_section(licenses: list[License]) -> str:
+    lines = ["## Licenses", ""]
+    for license in licenses:
+        lines.append(f"- {license.of}: {license.name}")
+    if any("-nc-" in license.name for license in licenses):
+        lines += ["", "At least one of them is not for commercial use (NC)."]
+    return "\n".join(lines)
+
+
 def public_name(model: str) -> str:
     """The name of a model without the folder that it was read from."""
     if Path(model).is_absolute() or model.startswith((".", "~")):
@@ -181,11 +190,6 @@ def model_card(name: str, record: dict, model: ModernBERT, prompt_format: Prompt
         shown = "one response at a time"
 
     licenses = licenses_of(record)
-    license_list = "\n".join(f"- {one.of}: {one.name}" for one in licenses)
-    non_commercial = ""
-    if any("-nc-" in one.name for one in licenses):
-        non_commercial = "\n\nAt least one of them is not for commercial use (NC)."
-
     return f"""---
 {license_lines(licenses)}
 {base_line}
@@ -209,9 +213,7 @@ says which is better. Trained with tinyrm from {public_name(record["revisions"][
 
 {how_to_ask(model, prompt_format, opens_with, evaluate_program)}
 
-## Licenses
-
-{license_list}{non_commercial}
+{license_section(licenses)}
 """
 
 
