@@ -83,12 +83,14 @@ class Judged(NamedTuple):
 
     def mean_win_probability(self) -> np.ndarray:
         """The mean over a response's opponents and both orders: (k,). As fsum rounds only once, at
-        the end, equal responses tie exactly, in whatever order they came."""
+        the end, equal responses tie exactly, in whatever order they came. A half for a response
+        alone."""
+        if len(self.log_odds) == 1:
+            return np.array([0.5])
         means = []
         for row in self.win_probabilities():
-            opponents = max(1, len(row) - 1)
             # 1/2 is what it has against itself
-            means.append((math.fsum(row) - 0.5) / opponents)
+            means.append((math.fsum(row) - 0.5) / (len(row) - 1))
         return np.array(means)
 
     def mean_log_odds(self) -> np.ndarray:

@@ -61,17 +61,22 @@ def parse_row(row: dict, where: str) -> Item:
     return Item(prompt, texts, domain=parse_domain(row, where), where=where)
 
 
-def with_ranking(row: dict, ranked: list, judge: str) -> str:
-    """The row with what `RewardModel.rank` gave, as a line of JSON."""
+def ranking_of(ranked: list) -> dict:
+    """What `RewardModel.rank` gave, in the order in which the responses came."""
     in_given_order = sorted(ranked, key=lambda one: one.index)
-    ranking = {
+    return {
         "best": ranked[0].index,
         "ranks": [one.rank for one in in_given_order],
         "wins": [one.win for one in in_given_order],
         "scores": [one.score for one in in_given_order],
         "asked": ranked[0].asked,
-        "judge": judge,
     }
+
+
+def with_ranking(row: dict, ranked: list, judge: str) -> str:
+    """The row with its ranking, as a line of JSON."""
+    ranking = ranking_of(ranked)
+    ranking["judge"] = judge
     return json.dumps({**row, "ranking": ranking}) + "\n"
 
 
