@@ -332,23 +332,20 @@ class PromptFormat:
         return {"template": self.template, "context": self.context, "head": self.head,
                 "domain": self.domain, "max_length": self.max_length}
 
-    @property
-    def label_words(self) -> tuple[str, str]:
-        return TEMPLATES[self.template, self.context].labels
-
     @cached_property
     def label_ids(self) -> tuple[int, int]:
         """The token ids of label 0 and of label 1."""
+        words = TEMPLATES[self.template, self.context].labels
         ids = []
-        for word in self.label_words:
+        for word in words:
             encoding = self.tokenizer.library.encode(word, add_special_tokens=False)
             if len(encoding.ids) != 1:
                 raise ValueError(f"the tokenizer splits the label {word!r} into {encoding.tokens}: "
                                  "it must be one token; use another template or tokenizer")
             ids += encoding.ids
         if ids[0] == ids[1]:
-            raise ValueError(f"the tokenizer has one token for both labels {self.label_words}: use "
-                             "another template or tokenizer")
+            raise ValueError(f"the tokenizer has one token for both labels {words}: use another "
+                             "template or tokenizer")
         return ids[0], ids[1]
 
     def rows(self, pairs: list[Pair]) -> tuple[list[tuple[Row, Row] | None], Counter]:

@@ -71,7 +71,7 @@ def check_groups(prompts: list, group_size: int):
             f"{len(prompts)} completions here are not whole groups of {group_size} to one prompt: "
             "a group must not be split over processes. Make per_device_train_batch_size * "
             "steps_per_generation (by default gradient_accumulation_steps) a multiple of "
-            "num_generations, so too per_device_eval_batch_size, and num_generations_eval equal")
+            "num_generations, and so per_device_eval_batch_size; leave num_generations_eval out")
 
 
 def make_reward(reward_model: RewardModel, group_size: int) -> Callable:

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 
 import dora
 import tinyrm
-from data import PromptFormat
+from data import TEMPLATES, PromptFormat
 from infra import distributed
 from infra.card import model_card
 from infra.files import read_json, replacing, sha256_of, write_json
@@ -320,7 +320,8 @@ class RunFolder:
             dora.merge(self.model)
 
         def save_model(folder):
-            tinyrm.save(self.model, folder, prompt_format.label_words)
+            labels = TEMPLATES[prompt_format.template, prompt_format.context].labels
+            tinyrm.save(self.model, folder, labels)
 
         self.store("model", save_model, prompt_format, model_folder)
         self.write_record()
