@@ -103,9 +103,9 @@ def test_equal_responses_have_exactly_equal_means_in_any_order():
             assert means[2] == means[5]
 
 
-def test_one_response_alone_beats_nobody():
+def test_one_response_alone_wins_a_half():
     one = judged([3.0])
-    assert one.mean_win_probability() == [0] and one.mean_log_odds() == [0]
+    assert one.mean_win_probability() == [0.5] and one.mean_log_odds() == [0]
 
 
 # ----------------------------------------------------------------------------------- one item
