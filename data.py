@@ -28,6 +28,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from tokenizers import Encoding, Tokenizer
+from tokenizers.models import Unigram
 
 # -------------------------------------------------------------------------------- what is compared
 
@@ -233,23 +234,38 @@ def load_tokenizer(folder: str | Path) -> RowTokenizer:
         library = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise
         raise ValueError(f"{path}: no tokenizer ({error}): give a whole model folder") from None
+    names = special_tokens(folder)
+    special_ids = {slot: library.token_to_id(name) for slot, name in names.items()}
+
+    if isinstance(library.model, Unigram):
+        library = without_special_pieces(library)
     library.no_truncation()
     library.no_padding()
     library.encode_special_tokens = True  # that is: as text
-
-    special_ids = {}
-    for slot, token in special_tokens(folder).items():
-        index = library.token_to_id(token)
+    for slot, name in names.items():
         # as text it must give other ids: a response may well hold the word "[MASK]"
-        if index is None or index in library.encode(token, add_special_tokens=False).ids:
-            raise ValueError(f"{path}: no special token {token}: use the tokenizer of a ModernBERT")
-        special_ids[slot] = index
+        as_text = library.encode(name, add_special_tokens=False).ids
+        if special_ids[slot] is None or special_ids[slot] in as_text:
+            raise ValueError(f"{path}: no special token {name}: use the tokenizer of a ModernBERT")
     return RowTokenizer(library, special_ids)
 
 
+def without_special_pieces(library: Tokenizer) -> Tokenizer:
+    """The same tokenizer, of the sentencepiece kind, which has its special tokens among the pieces
+    that it looks for in a text. They get a space before their names there: no text has one when it
+    comes to that, since every space has become another sign."""
+    special = {t.content for t in library.get_added_tokens_decoder().values() if t.special}
+    raw = json.loads(library.to_str())
+    for piece in raw["model"]["vocab"]:  # [name, score]; its place is its id
+        if piece[0] in special:
+            piece[0] = " " + piece[0]
+    return Tokenizer.from_str(json.dumps(raw))
+
+
 def special_tokens(folder: Path) -> dict[Slot, str]:
-    """The tokens of the roles, by tokenizer_config.json or special_tokens_map.json."""
-    tokens = {CLS: "[CLS]", SEP: "[SEP]", MASK: "[MASK]"}
+    """The tokens of the roles, by tokenizer_config.json or special_tokens_map.json. Where these
+    name no cls and sep, bos and eos (which begin and end a text) have their roles."""
+    named = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         file = folder / name
         if not file.is_file():
@@ -258,13 +274,17 @@ def special_tokens(folder: Path) -> dict[Slot, str]:
             config = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file}: not valid JSON ({error}): fetch it again") from None
-        for slot in tokens:
-            token = config.get(f"{slot.value}_token")
+        for role in ("cls_token", "bos_token", "sep_token", "eos_token", "mask_token"):
+            token = config.get(role)
             if isinstance(token, dict):  # {"content": "[MASK]", "lstrip": true, ...}
                 token = token.get("content")
             if token:
-                tokens[slot] = token
-    return tokens
+                named[role] = token
+    return {
+        CLS: named.get("cls_token", named.get("bos_token", "[CLS]")),
+        SEP: named.get("sep_token", named.get("eos_token", "[SEP]")),
+        MASK: named.get("mask_token", "[MASK]"),
+    }
 
 
 # ------------------------------------------------------------------------------- from pair to rows
@@ -330,10 +350,14 @@ class PromptFormat:
         words = TEMPLATES[self.template, self.context].labels
         ids = []
         for word in words:
-            ids += self.tokenizer.library.encode(word, add_special_tokens=False).ids
-        if len(ids) != len(words):
-            raise ValueError(f"the tokenizer splits one of the labels {words}: each must be one "
-                             "token; use another template or tokenizer")
+            encoding = self.tokenizer.library.encode(word, add_special_tokens=False)
+            if len(encoding.ids) != 1:
+                raise ValueError(f"the tokenizer splits the label {word!r} into {encoding.tokens}: "
+                                 "it must be one token; use another template or tokenizer")
+            ids += encoding.ids
+        if ids[0] == ids[1]:
+            raise ValueError(f"the tokenizer has one token for both labels {words}: use another "
+                             "template or tokenizer")
         return ids[0], ids[1]
 
     def rows(self, pairs: list[Pair]) -> tuple[list[tuple[Row, Row] | None], Counter]:

@@ -248,8 +248,15 @@ def save_adapter(model: ModernBERT, folder: str | Path, base: str):
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
     first = next(iter(found.values()))
+    # with it peft's AutoPeftModel finds the class of the base
+    model_type = model.config.model_type.replace("-", "_")
+    base_class = {
+        "base_model_class": model.config.architectures[model.head_kind],
+        "parent_library": f"transformers.models.{model_type}.modeling_{model_type}",
+    }
     config = {
         "peft_type": "LORA",
+        "auto_mapping": None if has_classifier else base_class,
         "task_type": "SEQ_CLS" if has_classifier else None,
         "base_model_name_or_path": str(base),
         "r": first.rank,

@@ -5,6 +5,7 @@
     python evaluate.py runs/A runs/B a.jsonl b.jsonl      several of each, side by side
     python evaluate.py runs/A a.jsonl --against SCORES    next to another judge's scores of it
     python evaluate.py runs/NAME --ask PROMPT RESPONSE RESPONSE
+    python evaluate.py runs/NAME --rank IN.jsonl OUT.jsonl    any number of responses to each prompt
 
 Two protocols, on the log-odds x of the two label words in a row:
 
@@ -28,12 +29,14 @@ import math
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import data
 import dora
@@ -42,12 +45,21 @@ from data import Batch, Item, Pair, PromptFormat, Row
 from infra.against import OtherJudge, compare_with, read_other_judges, show_comparison
 from infra.benchmarks import BENCHMARKS, EvalSet, load_eval_set
 from infra.files import read_json
+from infra.flags import OURS
 from infra.hub import fetch_model, version_of
 from infra.machine import pick_device
-from infra.pairs import is_texts, to_text
+from infra.pairs import to_text
 from infra.prefetch import one_ahead
 from infra.printed import LEGEND, show
 from infra.progress import with_progress
+from infra.ranked_rows import (
+    ROWS_AT_A_TIME,
+    STREAM,
+    check_rank_files,
+    open_out,
+    read_rows_to_rank,
+    with_ranking,
+)
 from infra.report import report, without_texts
 from infra.results import JudgedSet, check_writable, results_folder, write_results
 from infra.stopping import exit_code_of
@@ -55,6 +67,7 @@ from infra.tables import is_table
 from tinyrm import ModernBERT
 
 WINDOW = 256  # comparisons that are tokenised at a time, one window ahead of the encoder
+ALL_PAIRS = 8  # so many responses `rank` compares each with each
 BUDGET = {"cpu": 4_096, "cuda": 65_536}  # tokens in a batch; a small one stays in the CPU's cache
 
 # --------------------------------------------------------------------------------- a judged item
@@ -77,12 +90,14 @@ class Judged(NamedTuple):
 
     def mean_win_probability(self) -> np.ndarray:
         """The mean over a response's opponents and both orders: (k,). As fsum rounds only once, at
-        the end, equal responses tie exactly, in whatever order they came."""
+        the end, equal responses tie exactly, in whatever order they came. A half for a response
+        alone."""
+        if len(self.log_odds) == 1:
+            return np.array([0.5])
         means = []
         for row in self.win_probabilities():
-            opponents = max(1, len(row) - 1)
             # 1/2 is what it has against itself
-            means.append((math.fsum(row) - 0.5) / opponents)
+            means.append((math.fsum(row) - 0.5) / (len(row) - 1))
         return np.array(means)
 
     def standing(self) -> np.ndarray:
@@ -108,6 +123,7 @@ class Ranked(NamedTuple):
     response: str
     win: float  # mean_win_probability
     score: float  # mean_log_odds; in context "single" the score of the response alone
+    asked: int  # of the whole list: comparisons, each in both orders; in context "single" scores
 
 
 # ------------------------------------------------------------------------------------- the judge
@@ -194,17 +210,17 @@ class RewardModel:
     def compare(
         self,
         prompt: str | list,
-        a: str | list[str],
-        b: str | list[str],
+        a: str | list,
+        b: str | list,
         domains: str | list[str] = "",
     ) -> float | list[float]:
-        """P(a is better than b), the mean of both orders. A prompt is a string or a list of
-        messages. For lists of prompts, of a and of b a list, judged in full batches.
+        """P(a is better than b), the mean of both orders. A prompt and a response are a string or a
+        list of messages. For lists of prompts, of a and of b a list, judged in full batches.
 
         `domains`: whose question a model for all domains is asked; one for all prompts, or a list.
         """
         # one pair is a list of one
-        if isinstance(a, str):
+        if is_one_prompt(prompt):
             return self.compare([prompt], [a], [b], domains)[0]
 
         items = make_items(prompt, list(zip(a, b, strict=True)), domains)
@@ -218,14 +234,36 @@ class RewardModel:
     ) -> list[Ranked] | list[list[Ranked]]:
         """The responses, best first. For lists of prompts and of lists of responses a list.
 
-        Of k responses all k (k - 1) / 2 pairs are compared; in context "single" k are scored. The
-        order in which they are given does not matter."""
-        # one list of responses is a list of one list
-        if all(isinstance(response, str) for response in responses):
+        Up to ALL_PAIRS responses are compared each with each, k (k - 1) / 2 pairs; more of them
+        play a tournament. In context "single" k are scored. The order in which they are given does
+        not matter."""
+        # one prompt is a list of one
+        if is_one_prompt(prompt):
             return self.rank([prompt], [responses], domains)[0]
+        return self.rank_items(make_items(prompt, responses, domains))
 
-        items = make_items(prompt, responses, domains)
-        return [ranking(judged) for judged in self.judge(items)]
+    def rank_items(self, items: list[Item]) -> list[list[Ranked]]:
+        """The responses of each item, best first."""
+        ranked = [[] for _ in items]
+        few, many = [], []  # indices of items
+        for index, item in enumerate(items):
+            if self.single or len(item.responses) <= ALL_PAIRS:
+                few.append(index)
+            else:
+                many.append(index)
+
+        # each with each
+        for index, judged in zip(few, self.judge(items[i] for i in few), strict=True):
+            asked = len(comparisons(items[index], self.single))
+            ranked[index] = ranking(judged, asked)
+
+        # tournaments, whose rounds are played side by side
+        tournaments = [Tournament.of(items[i]) for i in many]
+        play(tournaments, self.judge)
+        for index, tournament in zip(many, tournaments, strict=True):
+            asked = int(tournament.played.sum()) // 2
+            ranked[index] = ranking(tournament.judged(items[index]), asked)
+        return ranked
 
     def judge(self, items: Iterable[Item]) -> Iterator[Judged]:
         """The items, judged, in their order. Responses that make the same row tie unasked."""
@@ -272,20 +310,27 @@ def make_items(prompts: list, responses: list, domains: str | list[str]) -> list
 
     # as many of each, and texts everywhere
     fits = len(prompts) == len(responses) == len(domains)
-    if not fits or not all(is_texts(texts) for texts in responses):
-        raise ValueError("give as many responses (strings), or lists of them, none empty, and "
-                         f"domains as prompts, of which there are {len(prompts)}")
+    if not fits or not all(isinstance(side, (list, tuple)) and side for side in responses):
+        raise ValueError("give as many responses (strings or lists of messages), or lists of them, "
+                         f"none empty, and domains as prompts, of which there are {len(prompts)}")
 
     items = []
-    for prompt, texts, domain in zip(prompts, responses, domains, strict=True):
-        texts = tuple(data.clean(text) for text in texts)
+    for prompt, side, domain in zip(prompts, responses, domains, strict=True):
+        texts = tuple(to_text(response, "a response") for response in side)
         if domain != "" and domain not in data.DOMAINS:
             raise ValueError(f"unknown domain {domain!r}: use {', '.join(data.DOMAINS)}, or none")
         items.append(Item(to_text(prompt, "the prompt"), texts, domain=domain))
     return items
 
 
-def ranking(judged: Judged) -> list[Ranked]:
+def is_one_prompt(prompt: str | list) -> bool:
+    """A string or a list of messages; else it is a list of prompts."""
+    if isinstance(prompt, (list, tuple)):
+        return len(prompt) > 0 and isinstance(prompt[0], dict)
+    return True
+
+
+def ranking(judged: Judged, asked: int) -> list[Ranked]:
     """The responses of a judged item, best first; equals in the order of their texts."""
     wins = judged.mean_win_probability()  # (k,)
     scores = judged.scores  # of context "single"
@@ -296,8 +341,87 @@ def ranking(judged: Judged) -> list[Ranked]:
     ranked = []
     for index, response in enumerate(judged.item.responses):
         rank = 1 + int((wins > wins[index]).sum())
-        ranked.append(Ranked(rank, index, response, float(wins[index]), float(scores[index])))
+        win, score = float(wins[index]), float(scores[index])
+        ranked.append(Ranked(rank, index, response, win, score, asked))
     return sorted(ranked, key=lambda one: (one.rank, one.response))
+
+
+# -------------------------------------------------------------------------- tournaments of many
+
+
+class Tournament(NamedTuple):
+    """A Swiss tournament of the k distinct responses of an item: in each round neighbours by the
+    score so far meet, who have not met before. log2(k) rounds of k / 2 comparisons tell more of
+    those that are close, and cost k log2(k) / 2 in place of k (k - 1) / 2.
+
+    The score is the best fit to what was played: s with s_i - s_j close to the log-odds of i over
+    j, by least squares. Were all played, it would be `Judged.mean_log_odds`. Two that did not meet
+    are taken to differ as their scores do."""
+
+    item: Item  # its responses in the order of their texts, so that the order given does not matter
+    log_odds: np.ndarray  # (k, k), as in Judged; 0 where not played
+    played: np.ndarray  # (k, k) 1 or 0, symmetric
+
+    @classmethod
+    def of(cls, item: Item) -> "Tournament":
+        texts = tuple(sorted(set(item.responses)))
+        shape = (len(texts), len(texts))
+        return cls(item._replace(responses=texts), np.zeros(shape), np.zeros(shape))
+
+    def rounds(self) -> int:
+        return math.ceil(math.log2(max(2, len(self.played))))
+
+    def scores(self) -> np.ndarray:
+        """(k,) with mean 0. The sum of squares of s_i - s_j - x_ij is least where for each i the
+        s_i - s_j of those that it met add up to its x_ij: a system of k equations."""
+        both_orders = (self.log_odds - self.log_odds.T) / 2  # (k, k)
+        met = np.diag(self.played.sum(axis=1))
+        return np.linalg.lstsq(met - self.played, both_orders.sum(axis=1))[0]
+
+    def next_games(self) -> list[tuple[int, int]]:
+        """From the best so far down, each meets the next one below that it has not met. Who finds
+        nobody sits the round out."""
+        waiting = np.argsort(-self.scores(), kind="stable").tolist()
+        games = []
+        while waiting:
+            first = waiting.pop(0)
+            for second in waiting:
+                if not self.played[first, second]:
+                    waiting.remove(second)
+                    games.append((first, second))
+                    break
+        return games
+
+    def add(self, game: tuple[int, int], judged: Judged):
+        """What the two responses of a game are to each other."""
+        i, j = game
+        self.log_odds[i, j], self.log_odds[j, i] = judged.log_odds[0, 1], judged.log_odds[1, 0]
+        self.played[i, j] = self.played[j, i] = 1
+
+    def judged(self, item: Item) -> Judged:
+        """The item with the whole table: equal responses have the same row of it."""
+        scores = self.scores()
+        table = np.where(self.played, self.log_odds, scores[:, None] - scores[None, :])
+        place = {text: index for index, text in enumerate(self.item.responses)}
+        places = [place[response] for response in item.responses]
+        return Judged(item, table[np.ix_(places, places)])
+
+
+def play(tournaments: list[Tournament], judge: Callable):
+    """Play all rounds. The games of a round, of all tournaments, fill whole batches together."""
+    most = max((tournament.rounds() for tournament in tournaments), default=0)
+    for number in range(most):
+        games, items = [], []
+        for tournament in tournaments:
+            if number >= tournament.rounds():
+                continue
+            for i, j in tournament.next_games():
+                texts = tournament.item.responses
+                games.append((tournament, (i, j)))
+                items.append(tournament.item._replace(responses=(texts[i], texts[j])))
+
+        for (tournament, game), judged in zip(games, judge(items), strict=True):
+            tournament.add(game, judged)
 
 
 # -------------------------------------------------------- items to rows, rows to judged items
@@ -474,35 +598,49 @@ def stored_settings(name: str, folder: Path, base: Path) -> dict:
 # ------------------------------------------------------------------------------- the command line
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+def make_parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program.removeprefix("python "), description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     benchmarks = ", ".join(BENCHMARKS)
-    add("names", nargs="+", metavar="NAME",
+    parser.add_argument(
+        "names", nargs="+", metavar="NAME",
         help=f"models (folders or Hub names), and what to judge: {benchmarks}, FILE.jsonl")
-    add("--ask", nargs="+", metavar="TEXT", help="rank responses: PROMPT RESPONSE RESPONSE ...")
 
-    # how a pair is shown
-    add("--context", choices=["pair", "single"], help="default: as the model was trained")
-    add("--template", choices=["option", "choice"], help="default: as the model was trained")
-    add("--domain", choices=data.domain_names(), help="whose question is asked")
-    add("--max-length", type=int, help="tokens of a row; longer ones are truncated, and counted")
+    add = parser.add_argument_group("the paper: how a pair is shown").add_argument
+    add("--context", choices=["pair", "single"],
+        help="both responses in one row, or each alone (default: as the model was trained)")
+    add("--template", choices=["option", "choice"],
+        help="the paper's text, or the author's layout (default: as the model was trained)")
+    add("--domain", choices=data.domain_names(),
+        help="whose question is asked (default: the model's; of all, each pair's own)")
+    add("--max-length", type=int, metavar="N",
+        help="tokens of a row; longer ones are cut and counted (default: as the model was trained)")
 
-    # the machine and the files
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--dtype", default="auto", help="auto, fp32 or bf16")
-    add("--against", type=Path, metavar="SCORES", help="another judge's scores of the same rows: a "
-        "scores.jsonl, or JSON lines as infra/against.py has them")
-    add("--limit", type=int, default=0, help="judge so many items, evenly spread; 0: all")
+    add = parser.add_argument_group("the machine").add_argument
+    add("--device", default="auto", help="auto, cpu or cuda (default: auto, cuda where there is)")
+    add("--dtype", default="auto",
+        help="auto, fp32 or bf16 (default: auto, bf16 on a GPU that has it)")
+
+    add = parser.add_argument_group("the files").add_argument
+    add("--against", type=Path, metavar="SCORES", help="put another judge's scores of the same rows "
+        "next to ours: a scores.jsonl, or JSON lines as infra/against.py has them")
+    add("--limit", type=int, default=0, metavar="N",
+        help="judge so many items, evenly spread (default: 0, all)")
     add("--out", type=Path, metavar="DIR", help="for results.json and scores.jsonl (default: "
         "eval/DATA in a run folder, else runs/eval-MODEL/DATA)")
+    add("--ask", nargs="+", metavar="TEXT", help="rank what is typed: PROMPT RESPONSE RESPONSE ...")
+    add("--rank", nargs=2, metavar=("IN", "OUT"),
+        help='rank rows {"prompt", "responses"} of JSON; goes on after the last whole line of OUT; '
+             "- is standard input or output, answered line by line")
+    add("--json", action="store_true", help="with --ask: print a line of JSON as --rank does")
     return parser
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None, program: str = OURS.evaluate) -> argparse.Namespace:
     """The flags, checked; the names are sorted into `models` and `data`."""
-    flags = make_parser().parse_intermixed_args(argv)  # names may stand before and after flags
+    # names may stand before and after flags
+    flags = make_parser(program).parse_intermixed_args(argv)
     flags.models, flags.data = [], []
     for name in dict.fromkeys(flags.names):  # each name once
         is_data = name in BENCHMARKS or is_table(name)
@@ -511,14 +649,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         else:
             flags.models.append(name)
 
-    # either data or --ask, which needs two responses at least
-    one_task = bool(flags.data) != bool(flags.ask)
+    # one of data, --ask, which needs two responses at least, and --rank
+    tasks = [task for task in (flags.data, flags.ask, flags.rank) if task]
     enough = not flags.ask or len(flags.ask) >= 3
-    if not flags.models or not one_task or not enough:
-        raise ValueError("give a model and what it shall judge: a benchmark, FILE.jsonl, or --ask "
-                         "PROMPT RESPONSE RESPONSE; see --help")
+    if not flags.models or len(tasks) != 1 or not enough:
+        raise ValueError("give a model and what it shall judge: a benchmark, FILE.jsonl, --ask "
+                         "PROMPT RESPONSE RESPONSE, or --rank IN OUT; see --help")
     if flags.limit < 0:
         raise ValueError(f"--limit {flags.limit}: give a positive number, or 0 for all")
+    if flags.json and not flags.ask:
+        raise ValueError("--json: goes with --ask; what else is judged is JSON in files")
+
+    # JSON has standard output for itself
+    flags.about_to = sys.stdout
+    if flags.json or flags.rank:
+        flags.about_to = sys.stderr
 
     if flags.against and len(flags.data) != 1:
         raise ValueError("--against: give the one file or benchmark that these scores are of")
@@ -528,18 +673,80 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if flags.out is None:
             flags.out = results_folder(flags.models, flags.data, what_was_asked(flags))
         check_writable(flags.out)
+    if flags.rank:
+        if len(flags.models) > 1:
+            raise ValueError(f"--rank: give one model, not {' '.join(flags.models)}")
+        check_rank_files(*flags.rank)
     return flags
 
 
-def print_ranking(reward_model: RewardModel, prompt: str, responses: list[str]):
-    """What --ask prints."""
-    k = len(responses)
-    if reward_model.single:
-        print(f"{k} scores")
+def load_judge(name: str, flags: argparse.Namespace, model_class: type[ModernBERT],
+               format_class: type[PromptFormat]) -> RewardModel:
+    return RewardModel.load(
+        name,
+        device=flags.device,
+        dtype=flags.dtype,
+        template=flags.template,
+        context=flags.context,
+        domain=flags.domain,
+        max_length=flags.max_length,
+        model_class=model_class,
+        format_class=format_class,
+    )
+
+
+def judge_name(reward_model: RewardModel) -> str:
+    """What identifies a judge: its weights, and how a pair is shown to it."""
+    settings = reward_model.prompt_format.settings().values()
+    return ", ".join([reward_model.about["weights"], *map(str, settings)])
+
+
+def answer(reward_model: RewardModel, flags: argparse.Namespace):
+    """What --ask and --rank give."""
+    if flags.rank:
+        rank_rows(reward_model, *flags.rank)
+        return
+    prompt, responses = flags.ask[0], flags.ask[1:]
+    if flags.json:
+        print_ranking_as_json(reward_model, prompt, responses)
     else:
-        print(f"{k * (k - 1) // 2} comparisons, in both orders")
-    for one in reward_model.rank(prompt, responses):
+        print_ranking(reward_model, prompt, responses)
+
+
+def print_ranking(reward_model: RewardModel, prompt: str, responses: list[str]):
+    ranked = reward_model.rank(prompt, responses)
+    if reward_model.single:
+        print(f"{ranked[0].asked} scores")
+    else:
+        print(f"{ranked[0].asked} comparisons, in both orders")
+    for one in ranked:
         print(f"{one.rank:3}.  wins {one.win:.3f}  log-odds {one.score:+.3f}  {one.response}")
+
+
+def print_ranking_as_json(reward_model: RewardModel, prompt: str, responses: list[str]):
+    row = {"prompt": prompt, "responses": responses}
+    line = with_ranking(row, reward_model.rank(prompt, responses), judge_name(reward_model))
+    print(line, end="")
+
+
+def rank_rows(reward_model: RewardModel, source: str, out: str):
+    """What --rank does: a line is in OUT as soon as it is ranked, with the few around it."""
+    judge = judge_name(reward_model)
+    rows = read_rows_to_rank(source)
+    at_a_time = ROWS_AT_A_TIME
+    if source == STREAM:
+        at_a_time = 1
+
+    with open_out(out, rows, judge) as file, tqdm(disable=None, leave=False) as bar:
+        while True:
+            some = list(islice(rows, at_a_time))
+            if not some:
+                break
+            rankings = reward_model.rank_items([row.item for row in some])
+            for row, ranked in zip(some, rankings, strict=True):
+                file.write(with_ranking(row.row, ranked, judge).encode())
+            file.flush()
+            bar.update(len(some))
 
 
 def what_was_asked(flags: argparse.Namespace) -> dict:
@@ -603,31 +810,14 @@ def judge_set(
     return judged_set
 
 
-def load_judge(
-    name: str,
-    flags: argparse.Namespace,
-    model_class: type[ModernBERT],
-    format_class: type[PromptFormat],
-) -> RewardModel:
-    return RewardModel.load(
-        name,
-        device=flags.device,
-        dtype=flags.dtype,
-        template=flags.template,
-        context=flags.context,
-        domain=flags.domain,
-        max_length=flags.max_length,
-        model_class=model_class,
-        format_class=format_class,
-    )
-
-
 def main(
     argv: list[str] | None = None,
     model_class: type[ModernBERT] = ModernBERT,
     format_class: type[PromptFormat] = PromptFormat,
+    program: str = OURS.evaluate,
 ):
-    flags = parse(argv)
+    """The command line. experiments/causal.py hands in classes and a name of its own."""
+    flags = parse(argv, program)
     # all files are checked before the work begins, and that all models open
     eval_sets = {name: load_eval_set(name, flags.limit) for name in flags.data}
     others = []
@@ -638,15 +828,15 @@ def main(
         load_judge(model_name, flags, model_class, format_class)
 
     arguments = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "evaluate.py"] + arguments)
+    command = f"{program} {shlex.join(arguments)}"
     judged_sets, first_draws = [], {}
     for model_name in flags.models:
         reward_model = load_judge(model_name, flags, model_class, format_class)
         # a line for each thing that is known of it
         about = [f"{key} {value}" for key, value in reward_model.about.items()]
-        print("\n  ".join(about), flush=True)
-        if flags.ask:
-            print_ranking(reward_model, flags.ask[0], flags.ask[1:])
+        print("\n  ".join(about), file=flags.about_to, flush=True)
+        if not flags.data:
+            answer(reward_model, flags)
 
         for name, eval_set in eval_sets.items():
             # the first model is the one that all others are compared with
@@ -658,7 +848,7 @@ def main(
             write_results(flags.out, asked, judged_sets)
 
     # what was asked is only printed, what was judged is written
-    if flags.ask:
+    if not flags.data:
         return
     if len(flags.models) > 1:
         print(show([each.report for each in judged_sets]))  # all side by side

@@ -196,6 +196,7 @@ class Config:
         reads [CLS], which transformers calls pooling "cls"."""
         raw = dict(self.raw)
         raw.pop("torch_dtype", None)  # the older name of dtype
+        raw.pop("_name_or_path", None)  # where somebody had it
         raw["architectures"] = [self.architectures[head]]
         raw["dtype"] = "float32"
         raw["tie_word_embeddings"] = self.tie_word_embeddings
@@ -738,8 +739,9 @@ def read_weights(folder: Path, config: Config) -> dict[str, torch.Tensor]:
     return state
 
 
-def save(model: ModernBERT, folder: str | Path):
-    """config.json and model.safetensors in the Hub's layout; the tied matrix is stored once."""
+def save(model: ModernBERT, folder: str | Path, labels: tuple[str, str] | None = None):
+    """config.json and model.safetensors in the Hub's layout; the tied matrix is stored once.
+    `labels` name the two classes of head "cls"."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
@@ -747,6 +749,10 @@ def save(model: ModernBERT, folder: str | Path):
     config = model.config.to_json(model.head_kind)
     if model.head_kind == "cloze":  # an adapter on the tied decoder gives it a matrix of its own
         config["tie_word_embeddings"] = model.decoder.weight is None
+    elif labels is not None:
+        names = [label.strip() for label in labels]
+        config["id2label"] = {"0": names[0], "1": names[1]}
+        config["label2id"] = {names[0]: 0, names[1]: 1}
     text = json.dumps(config, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
 

@@ -27,7 +27,7 @@ import dora
 import tinyrm
 from data import DOMAINS, Batch, Pair, PromptFormat, load_tokenizer, make_micro_batches, pack
 from infra import distributed, flags, hub, machine, plan, run_folder, sources
-from infra.flags import flag
+from infra.flags import OURS, Programs, flag
 from infra.prefetch import one_ahead
 from infra.progress import show_progress
 from infra.run_folder import RunFolder
@@ -43,12 +43,13 @@ class Settings:
     """Everything that a run depends on. Every field is a flag: one that is given beats the recipe,
     the recipe beats the default. The outcome is printed first and stored with the run."""
 
-    domain: str = flag("", "the domain of a specialist, or all for a generalist",
+    domain: str = flag("", "the domain of a specialist, or all for a generalist; must be given",
                        lambda: [*DOMAINS, "all"])
     model: str = flag("auto", "nano, base, large, large-instruct, ettin-17m ... ettin-1b, a folder "
-                              "or a Hub name; auto: large with CUDA, else nano")
+                              "or a Hub name; auto: large with CUDA, else nano", group="files")
     data: tuple[str, ...] = flag(("auto",), "nano, hub, hub:author, or files of pairs and data "
-                                            "sets OWNER/NAME; auto: nano's own for nano, else hub")
+                                            "sets OWNER/NAME; auto: nano's own for nano, else hub",
+                                 group="files")
     head: str = flag("cloze", "a word at [MASK], or a fresh layer on [CLS]", ["cloze", "cls"])
     context: str = flag("pair", "both responses in one row, or each alone (Bradley-Terry)",
                         ["pair", "single"])
@@ -68,15 +69,17 @@ class Settings:
     held_out: float = flag(-1.0, "pairs kept back to judge by: a share below 1, or a number; "
                                  "-1: a fifth, at most 200", least=-1)
     micro_tokens: int = flag(0, "tokens at once on the device; 0: by its memory. Changes memory "
-                                "and speed, not the result", least=0)
-    checkpoint_layers: bool = flag(False, "recompute layers in the backward pass: less memory")
-    device: str = flag("auto", "auto, cpu, cuda")
-    dtype: str = flag("auto", "compute in auto, fp32 or bf16; weights stay fp32")
+                                "and speed, not the result", least=0, group="machine")
+    checkpoint_layers: bool = flag(False, "recompute layers in the backward pass: less memory",
+                                   group="machine")
+    device: str = flag("auto", "auto, cpu, cuda", group="machine")
+    dtype: str = flag("auto", "compute in auto, fp32 or bf16; weights stay fp32", group="machine")
     seed: int = flag(17, "seed of the data order, the split and fresh weights (17 is the author's)")
-    save_minutes: float = flag(10.0, "minutes between checkpoints", least=0)
-    out: str = flag("", "run folder; default runs/MODEL-DOMAIN-...")
+    save_minutes: float = flag(10.0, "minutes between checkpoints", least=0, group="files")
+    out: str = flag("", "run folder; none: runs/MODEL-DOMAIN-...", group="files")
     revision: tuple[str, ...] = flag((), "COMMIT of the model on the Hub, OWNER/REPO=COMMIT of a "
-                                         "data set; without one the newest is taken and pinned")
+                                         "data set; without one the newest is taken and pinned",
+                                     group="files")
 
 
 # Peak rates, frozen layers and adapters of the large and base models: the author's best runs (the
@@ -455,9 +458,10 @@ def choose_settings(given: dict, on_gpu: bool, config_class: type[Config]) -> Se
 
 
 def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBERT,
-         format_class: type[PromptFormat] = PromptFormat):
-    """The command line. experiments/causal.py hands in classes of its own."""
-    command = flags.parse(Settings, argv, "Train a tiny reward model (arXiv 2507.09973).")
+         format_class: type[PromptFormat] = PromptFormat, programs: Programs = OURS):
+    """The command line. experiments/causal.py hands in classes and names of its own."""
+    command = flags.parse(Settings, argv, "Train a tiny reward model (arXiv 2507.09973).",
+                          programs.train)
     record, given = None, command.given
     if command.resume:
         record = run_folder.read_record(command.resume, given)
@@ -503,14 +507,15 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
         return
 
     run = run_folder.begin(command.resume or settings.out, record, settings, steps, pairs=pairs,
-                           hardware=hardware, model_folder=folder, model=model, optimizer=optimizer)
+                           hardware=hardware, model_folder=folder, model=model, optimizer=optimizer,
+                           programs=programs)
     with run.explaining_errors():
         exit_code = train(model, optimizer, prompt_format, settings, pairs, micro.tokens, run)
         if exit_code == 0:
             run.finish(prompt_format, folder)
     distributed.leave()
     if exit_code:
-        distributed.log(f"stopped; go on with: python train.py --resume {run.path}")
+        distributed.log(f"stopped; go on with: {programs.train} --resume {run.path}")
         sys.exit(exit_code)
 
 

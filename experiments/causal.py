@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import evaluate  # noqa: E402
 import train  # noqa: E402
 from data import PromptFormat, Row  # noqa: E402
+from infra.flags import Programs  # noqa: E402
 from tinyrm import (  # noqa: E402
     Config,
     Linear,
@@ -208,7 +209,8 @@ class CausalPromptFormat(PromptFormat):
 
 # ------------------------------------------------------------------------------------- the commands
 
-COMMANDS = {"train": train.main, "evaluate": evaluate.main}
+THIS = "python experiments/causal.py"
+PROGRAMS = Programs(f"{THIS} train", f"{THIS} evaluate")
 
 
 def main(argv: list[str] | None = None):
@@ -216,10 +218,12 @@ def main(argv: list[str] | None = None):
     if words and words[0] in ("-h", "--help"):
         print(__doc__)
         return
-    if not words or words[0] not in COMMANDS:
+    if words and words[0] == "train":
+        train.main(words[1:], CausalModernBERT, CausalPromptFormat, PROGRAMS)
+    elif words and words[0] == "evaluate":
+        evaluate.main(words[1:], CausalModernBERT, CausalPromptFormat, PROGRAMS.evaluate)
+    else:
         raise ValueError("give train or evaluate first, and then its flags; see --help")
-    run_command = COMMANDS[words[0]]
-    run_command(words[1:], CausalModernBERT, CausalPromptFormat)
 
 
 if __name__ == "__main__":

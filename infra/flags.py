@@ -7,13 +7,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import field, fields
 from typing import Any, NamedTuple
 
+# What --help shows together.
+GROUPS = {
+    "paper": "the paper: what is trained, and how",
+    "machine": "the machine: what a step takes of it",
+    "files": "the files: what is read and written",
+}
+
 
 def flag(default: Any, help: str, choices: Callable | Sequence | None = None,
-         least: float | None = None, positive: bool = False) -> Any:
+         least: float | None = None, positive: bool = False, group: str = "paper") -> Any:
     """A field of a settings class. `choices` may be a function, so that a table is read when the
-    command line is; `least` and `positive` are the range of a number."""
-    metadata = {"help": help, "choices": choices, "least": least, "positive": positive}
+    command line is; `least` and `positive` are the range of a number; `group` is one of GROUPS."""
+    metadata = {"help": help, "choices": choices, "least": least, "positive": positive,
+                "group": group}
     return field(default=default, metadata=metadata)
+
+
+class Programs(NamedTuple):
+    """What a user types for the two commands: what is printed names them."""
+
+    train: str = "python train.py"
+    evaluate: str = "python evaluate.py"
+
+
+OURS = Programs()
 
 
 def option(name: str) -> str:
@@ -27,17 +45,21 @@ class CommandLine(NamedTuple):
     dry_run: bool
 
 
-def parse(settings_class: type, argv: Sequence[str] | None, description: str) -> CommandLine:
+def parse(settings_class: type, argv: Sequence[str] | None, description: str,
+          program: str = OURS.train) -> CommandLine:
     """Read the command line. Abbreviated flags are refused; a flag that is not given is not in
     `given`, so that a recipe can stand between the flag and the default."""
     parser = argparse.ArgumentParser(
-        description=description, allow_abbrev=False,
-        epilog="Defaults shown are those beneath the recipe of the model and the domain.")
+        prog=program.removeprefix("python "), description=description, allow_abbrev=False,
+        epilog="The recipe of the model's size and the domain stands above these defaults, a flag "
+               "that is given above both.")
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
     for f in fields(settings_class):
-        add_flag(parser, f)
-    parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR as it was "
-                        "begun; --data says where its pairs have moved")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+        add_flag(groups[f.metadata["group"]], f)
+    groups["files"].add_argument("--resume", metavar="DIR",
+                                 help="go on with the run in DIR as it was begun; --data says "
+                                      "where its pairs have moved")
+    groups["files"].add_argument("--dry-run", action="store_true", help="print the plan and stop")
     given = vars(parser.parse_args(argv))
     resume = given.pop("resume")
     dry_run = given.pop("dry_run")
@@ -47,24 +69,39 @@ def parse(settings_class: type, argv: Sequence[str] | None, description: str) ->
     return CommandLine(given, resume, dry_run)
 
 
-def add_flag(parser: argparse.ArgumentParser, f: Any):
-    default = f.default
-    text = f.metadata["help"]
-    if default:
-        shown = " ".join(default) if isinstance(default, tuple) else default
-        text = f"{text} ({shown})"
+METAVARS = {int: "N", float: "X"}  # what stands for a value in --help; NAME for any other
 
-    if default is False:
-        parser.add_argument(option(f.name), action="store_true", default=argparse.SUPPRESS,
-                            help=text)
+
+def add_flag(group: argparse._ArgumentGroup, f: Any):
+    text = f"{f.metadata['help']} (default: {shown(f.default)})"
+    if f.default is False:
+        group.add_argument(option(f.name), action="store_true", default=argparse.SUPPRESS,
+                           help=text)
         return
 
     choices = f.metadata["choices"]
     if callable(choices):
         choices = choices()
-    several = isinstance(default, tuple)
-    parser.add_argument(option(f.name), default=argparse.SUPPRESS, help=text, choices=choices,
-                        type=str if several else type(default), nargs="+" if several else None)
+    several = isinstance(f.default, tuple)
+    metavar = None
+    if choices is None:
+        metavar = METAVARS.get(type(f.default), "NAME")
+    group.add_argument(option(f.name), default=argparse.SUPPRESS, help=text, choices=choices,
+                       type=str if several else type(f.default), nargs="+" if several else None,
+                       metavar=metavar)
+
+
+def shown(default: Any) -> str:
+    """A default as --help shows it."""
+    if default is False:
+        return "off"
+    if isinstance(default, tuple):
+        default = " ".join(default)
+    if isinstance(default, float):
+        return f"{default:g}"
+    if default == "":
+        return "none"
+    return str(default)
 
 
 def check_range(f: Any, value: Any):

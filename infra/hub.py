@@ -34,6 +34,13 @@ MODEL_NAMES = {
     "ettin-decoder-1b": "jhu-clsp/ettin-decoder-1b",
 }
 
+# What the cards of these models name, by how the repository begins.
+MODEL_LICENSES = {
+    "nano": "apache-2.0",
+    "answerdotai/ModernBERT": "apache-2.0",
+    "jhu-clsp/ettin": "mit",
+}
+
 NANOS = ("nano", "nano-causal")  # the models whose pairs come with the checkout
 
 # The files of a model repository that are read here; others (ONNX, optimizer states) stay there.
@@ -58,6 +65,14 @@ def fetch_model(name: str | Path, revision: str | None = None) -> Path:
         return download(name, "model", MODEL_FILES, revision)
     except ValueError as error:  # a model has one more way
         raise ValueError(f"{error}, or give a folder") from None
+
+
+def license_of_model(name: str) -> str:
+    """The license of a model by its name on the Hub, or "none named"."""
+    for beginning, license_name in MODEL_LICENSES.items():
+        if name.startswith(beginning):
+            return license_name
+    return "none named"
 
 
 def parse_revisions(revision: Sequence[str]) -> dict[str, str]:

@@ -32,10 +32,11 @@ from safetensors.torch import load_file, save_file
 
 import dora
 import tinyrm
-from data import PromptFormat
+from data import TEMPLATES, PromptFormat
 from infra import distributed
+from infra.card import model_card
 from infra.files import read_json, replacing, sha256_of, write_json
-from infra.flags import option
+from infra.flags import OURS, Programs, option
 from infra.hub import MODEL_NAMES, commit_of, version_of
 from infra.machine import Machine, count_parameters
 from infra.pairs import accuracy_interval, fingerprint
@@ -95,12 +96,12 @@ def read_record(folder: str, given: dict) -> dict:
 
 def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware: Machine,
           model_folder: Path, pairs: PairSets, model: ModernBERT,
-          optimizer: torch.optim.Optimizer) -> "RunFolder":
+          optimizer: torch.optim.Optimizer, programs: Programs = OURS) -> "RunFolder":
     """The folder of a new run, or (with the record of its run.json) of one that goes on, whose
     newest state is put in place. Raises ValueError if its pairs or the weights that it began with
     have changed, or if another process is at work on it."""
     now = new_record(settings, hardware, model_folder, pairs, steps, model)
-    run = RunFolder(Path(path), record or now, model, optimizer)
+    run = RunFolder(Path(path), record or now, model, optimizer, programs)
     distributed.barrier()  # every process has chosen its settings: now the folder may appear
     if record is None:
         if run.record["settings"]["revision"]:
@@ -159,11 +160,12 @@ class RunFolder:
     """Where a run writes. `record` is what run.json holds."""
 
     def __init__(self, path: Path, record: dict, model: ModernBERT,
-                 optimizer: torch.optim.Optimizer):
+                 optimizer: torch.optim.Optimizer, programs: Programs = OURS):
         self.path = path
         self.record = record
         self.model = model
         self.optimizer = optimizer
+        self.programs = programs
         self.lock_file = None  # of rank 0
         self.steps_done = 0
         self.began = self.saved = time.time()
@@ -286,17 +288,19 @@ class RunFolder:
     def explaining_errors(self) -> Iterator[None]:
         """Turns a lost process, a full disk or a full GPU into one line that says how to go on. At
         its end the lock is let go: a notebook may resume its own run."""
+        resume = f"{self.programs.train} --resume {self.path}"
         try:
             yield
         except distributed.ProcessEnded as error:
-            raise ValueError(f"{error}, and go on with: torchrun ... train.py --resume {self.path}"
+            script = self.programs.train.removeprefix("python ")
+            raise ValueError(f"{error}, and go on with: torchrun ... {script} --resume {self.path}"
                              ) from None
         except torch.OutOfMemoryError:
-            raise ValueError(f"out of GPU memory: go on with python train.py --resume {self.path} "
-                             "and a lower --micro-tokens, or --checkpoint-layers") from None
+            raise ValueError(f"out of GPU memory: go on with {resume} and a lower "
+                             "--micro-tokens, or --checkpoint-layers") from None
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.path}: {error}; if the disk is full, make room and go on with:"
-                             f" python train.py --resume {self.path}") from None
+                             f" {resume}") from None
         finally:
             self.unlock()
 
@@ -318,8 +322,12 @@ class RunFolder:
 
             self.store("adapter", save_adapter, prompt_format, model_folder)
             dora.merge(self.model)
-        self.store("model", lambda folder: tinyrm.save(self.model, folder), prompt_format,
-                   model_folder)
+
+        def save_model(folder):
+            labels = TEMPLATES[prompt_format.template, prompt_format.context].labels
+            tinyrm.save(self.model, folder, labels)
+
+        self.store("model", save_model, prompt_format, model_folder)
         self.write_record()
 
         if self.record["dropped"]:
@@ -333,8 +341,8 @@ class RunFolder:
         distributed.log(f"{accuracy}; {result['seconds']:.0f} s of training, "
                         f"{time.time() - self.began:.0f} s in all")
         what = "model and adapter" if adapter else "model"
-        distributed.log(f"saved {self.path}/{what}; judge with: python evaluate.py {self.path} "
-                        "FILE.jsonl")
+        distributed.log(f"saved {self.path}/{what}; judge with: {self.programs.evaluate} "
+                        f"{self.path} FILE.jsonl")
 
     def store(self, name: str, save: Callable[[Path], None], prompt_format: PromptFormat,
               model_folder: Path):
@@ -345,63 +353,7 @@ class RunFolder:
             for file in TOKENIZER_FILES:
                 if (model_folder / file).exists():
                     shutil.copyfile(model_folder / file, folder / file)
-            card = model_card(self.path.name, self.record, self.model, prompt_format)
+            card = model_card(self.path.name, self.record, self.model, prompt_format,
+                              self.programs.evaluate, adapter=name == "adapter")
             (folder / "README.md").write_text(card, encoding="utf-8")
             write_json(folder / "tinyrm.json", prompt_format.settings())
-
-
-# ---------------------------------------------------------------------------------- the model card
-
-PIPELINES = {"MaskedLM": "fill-mask", "SequenceClassification": "text-classification",
-             "CausalLM": "text-generation"}
-
-
-def model_card(name: str, record: dict, model: ModernBERT, prompt_format: PromptFormat) -> str:
-    """The card that the Hub shows."""
-    settings, result = record["settings"], record["result"]
-    architecture = model.config.architectures[model.head_kind]
-    task = architecture.partition("For")[2]
-
-    base_line = "# trained from a local folder"
-    if "@" in record["revisions"]["model"]:  # REPOSITORY@COMMIT
-        base_line = f"base_model: {record['base']}"
-
-    accuracy = "no held-out pairs"
-    if result["n"]:
-        accuracy = (f"held-out accuracy: {result['accuracy_before']:.3f} before, "
-                    f"{result['accuracy_after']:.3f} after,\n  on {result['n']} pairs")
-
-    shown = "two responses"
-    if prompt_format.context == "single":
-        shown = "one response at a time"
-
-    labels = "two classes"
-    if prompt_format.head == "cloze":
-        first, second = prompt_format.label_ids
-        decode = prompt_format.tokenizer.decode
-        labels = f"`{decode([first])}` and `{decode([second])}`"
-
-    return f"""---
-{base_line}
-library_name: transformers
-pipeline_tag: {PIPELINES[task]}
-tags: [reward-model, tiny-reward-models, modernbert]
----
-# {name}
-
-A tiny reward model (arXiv 2507.09973) for {settings["domain"]}: it reads a prompt and {shown} and
-says which is better. Trained with tinyrm from {record["revisions"]["model"]} on {record["source"]}.
-
-- {accuracy}
-- recipe: {settings["adapter"]}, {settings["freeze"]} layers frozen, peak rate {settings["lr"]:g},
-  {record["steps"]} steps of {settings["batch_size"]} rows; template `{settings["template"]}`,
-  labels {labels}
-
-```python
-from evaluate import RewardModel  # from a checkout of tinyrm
-rm = RewardModel.load("PATH/TO/{name}")
-rm.compare(prompt, a, b)  # the probability that a is better
-```
-`model/` opens with transformers' `AutoModelFor{task}.from_pretrained`, `adapter/` (if trained with
-one) with peft. Everything that the run depended on stands in `run.json`.
-"""

@@ -121,6 +121,7 @@ class Source(NamedTuple):
     files: str = "data/*"
     branch: str | None = None
     parts: dict[str, Part] = {}  # of rows that have no other part; empty: one, without a number
+    license: str = "none named"  # what its card on the Hub names
 
 
 # A repository that is not here has rows of a pairs file, in data/.
@@ -144,6 +145,7 @@ SOURCES = {
                 26_874, remark="by safer_response_id; which label the author took is unknown"
             )
         },
+        license="cc-by-nc-4.0",
     ),
     WEBGPT: Source(
         read_webgpt,
@@ -154,7 +156,7 @@ SOURCES = {
     "sarahpann/skywork_reasoning": Source(read_author),
     "sarahpann/skywork_safety": Source(read_author),
     "sarahpann/skywork_chat": Source(read_author),
-    "sarahpann/PKU_SafeRLHF_simp": Source(read_author),
+    "sarahpann/PKU_SafeRLHF_simp": Source(read_author, license="cc-by-nc-4.0"),  # PKU's
     "sarahpann/webgpt_comparisons_simp": Source(read_author),
 }
 

@@ -115,9 +115,9 @@ def test_standing_tells_apart_what_rounds_to_a_tie():
     assert scores_of("best of n", [one])["the pick from all"] == 1
 
 
-def test_one_response_alone_beats_nobody():
+def test_one_response_alone_wins_a_half():
     one = judged([3.0])
-    assert one.mean_win_probability() == [0] and one.mean_log_odds() == [0]
+    assert one.mean_win_probability() == [0.5] and one.mean_log_odds() == [0]
 
 
 # ----------------------------------------------------------------------------------- one item

@@ -369,7 +369,7 @@ def test_a_tokenizer_that_splits_a_label_is_refused(tmp_path):
     bytes_only.train_from_iterator([], trainer)
     save_tokenizer(tmp_path, bytes_only)
     tokenizer = load_tokenizer(tmp_path)
-    with pytest.raises(ValueError, match="splits one of the labels .* A.*must be one token"):
+    with pytest.raises(ValueError, match="splits the label ' A' into .*must be one token"):
         PromptFormat(tokenizer)
     PromptFormat(tokenizer, "choice")  # digits are bytes
 

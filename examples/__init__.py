@@ -1,0 +1,1 @@
+"""Tiny reward models at work."""

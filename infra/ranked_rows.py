@@ -1,0 +1,143 @@
+"""Rows of prompts and responses that are ranked, and come back whole with their ranking:
+
+    {"prompt": "What is 2 + 3?", "responses": ["6.", "5."], "id": 7}
+ -> {"prompt": "What is 2 + 3?", "responses": ["6.", "5."], "id": 7,
+     "ranking": {"best": 1,                  # index of the best response, from 0
+                 "ranks": [2, 1],            # from 1; equals share a rank
+                 "wins": [0.1, 0.9],         # chance of beating each of the others, on average
+                 "scores": [-1.1, 1.1],      # log-odds; in context "single" scores
+                 "asked": 1,                 # comparisons; in context "single" scores
+                 "judge": "sha256 ..."}}     # the weights and the format that judged
+
+Texts are strings or lists of messages; a row may name its `domain`.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from data import Item
+from infra.files import parse_object, read_json_lines
+from infra.pairs import parse_domain, to_text
+
+STREAM = "-"  # in place of a file: standard input, standard output
+ROWS_AT_A_TIME = 32  # of a file; a stream is answered line by line
+
+
+class RowToRank(NamedTuple):
+    where: str  # "FILE, line N"
+    row: dict  # as it came
+    item: Item
+
+
+def read_rows_to_rank(source: str) -> Iterator[RowToRank]:
+    """The rows of a file of JSON lines, or of standard input, as they come."""
+    lines = read_stream() if source == STREAM else read_json_lines(source)
+    for number, row in lines:
+        where = f"{source}, line {number}"
+        yield RowToRank(where, row, parse_row(row, where))
+
+
+def read_stream() -> Iterator[tuple[int, dict]]:
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        if line.strip():
+            where = f"line {number} of the stream"
+            yield number, parse_object(line, where, "give one object a line")
+
+
+def parse_row(row: dict, where: str) -> Item:
+    if "ranking" in row:
+        raise ValueError(f'{where} has a "ranking" already: rename it, or give the rows of before')
+    responses = row.get("responses")
+    if not isinstance(responses, list) or not responses:
+        raise ValueError(f'{where}: "responses": give a list of strings, not an empty one')
+
+    texts = tuple(to_text(text, f'{where}: a response') for text in responses)
+    prompt = to_text(row.get("prompt"), f'{where}: "prompt"')
+    return Item(prompt, texts, domain=parse_domain(row, where), where=where)
+
+
+def ranking_of(ranked: list) -> dict:
+    """What `RewardModel.rank` gave, in the order in which the responses came."""
+    in_given_order = sorted(ranked, key=lambda one: one.index)
+    return {
+        "best": ranked[0].index,
+        "ranks": [one.rank for one in in_given_order],
+        "wins": [one.win for one in in_given_order],
+        "scores": [one.score for one in in_given_order],
+        "asked": ranked[0].asked,
+    }
+
+
+def with_ranking(row: dict, ranked: list, judge: str) -> str:
+    """The row with its ranking, as a line of JSON."""
+    ranking = ranking_of(ranked)
+    ranking["judge"] = judge
+    return json.dumps({**row, "ranking": ranking}) + "\n"
+
+
+# -------------------------------------------------------------------------------------- the output
+
+
+def check_rank_files(source: str, out: str) -> None:
+    """ValueError for what would be found only when a model is loaded, or much later: a row that is
+    none, an OUT that cannot be written."""
+    if source != STREAM:
+        for _ in read_rows_to_rank(source):
+            pass
+    if out == STREAM:
+        return
+
+    path = Path(out)
+    if not path.exists():
+        if not os.access(path.parent, os.W_OK):
+            raise ValueError(f"{out}: {path.parent} is no folder to write in: give another")
+        return
+    if not path.is_file() or not os.access(path, os.W_OK):
+        raise ValueError(f"{out} is no file that can be written: give another")
+    if source == STREAM:
+        raise ValueError(f"{out} is there, and a stream cannot be resumed: give another")
+    if os.path.samefile(source, out):
+        raise ValueError(f"{out} is what is read: give another file to write")
+
+
+@contextmanager
+def open_out(out: str, rows: Iterator[RowToRank], judge: str) -> Iterator[BinaryIO]:
+    """Where lines are written, behind the whole ones that are there. The rows of these are taken
+    from `rows`; a half-written last line is removed. ValueError if they are not those of `rows`, or
+    were ranked by another judge."""
+    if out == STREAM:
+        try:
+            yield sys.stdout.buffer
+        except BrokenPipeError:
+            # what is left in the buffer has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise ValueError("standard output was closed by its reader") from None
+        return
+
+    Path(out).touch()
+    with open(out, "r+b") as file:
+        whole = 0  # bytes
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            check_line(line, f"{out}, line {number}", next(rows, None), judge)
+            whole += len(line)
+        file.seek(whole)
+        file.truncate()
+        yield file
+
+
+def check_line(line: bytes, where: str, expected: RowToRank | None, judge: str) -> None:
+    """Whether a line of OUT is the expected row, ranked by this judge."""
+    row = parse_object(line, where, "remove the file, or give another")
+    ranking = row.pop("ranking", None)
+    if expected is None or json.dumps(row) != json.dumps(expected.row):
+        of = "no row" if expected is None else f"not {expected.where}"
+        raise ValueError(f"{where} is {of} of what is read: remove the file, or give another")
+    if not isinstance(ranking, dict) or ranking.get("judge") != judge:
+        raise ValueError(f"{where} was ranked by another judge: remove the file, or give another")
