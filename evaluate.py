@@ -623,8 +623,9 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         help="auto, fp32 or bf16 (default: auto, bf16 on a GPU that has it)")
 
     add = parser.add_argument_group("the files").add_argument
-    add("--against", type=Path, metavar="SCORES", help="put another judge's scores of the same rows "
-        "next to ours: a scores.jsonl, or JSON lines as infra/against.py has them")
+    add("--against", type=Path, metavar="SCORES",
+        help="put another judge's scores of the same rows next to ours: a scores.jsonl, or JSON "
+             "lines as infra/against.py has them")
     add("--limit", type=int, default=0, metavar="N",
         help="judge so many items, evenly spread (default: 0, all)")
     add("--out", type=Path, metavar="DIR", help="for results.json and scores.jsonl (default: "
