@@ -28,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Encoding, Tokenizer
 
+from tinyrm import read_json
+
 # -------------------------------------------------------------------------------- what is compared
 
 
@@ -225,34 +227,28 @@ def load_tokenizer(folder: str | Path) -> RowTokenizer:
     library.no_padding()
     library.encode_special_tokens = True  # that is: as text
 
-    special_ids = {}
-    for slot, token in special_tokens(folder).items():
-        index = library.token_to_id(token)
-        # as text it must give other ids: a response may well hold the word "[MASK]"
-        if index is None or index in library.encode(token, add_special_tokens=False).ids:
-            raise ValueError(f"{path}: no special token {token}: use the tokenizer of a ModernBERT")
-        special_ids[slot] = index
-    return RowTokenizer(library, special_ids)
-
-
-def special_tokens(folder: Path) -> dict[Slot, str]:
-    """The tokens of the roles, by tokenizer_config.json or special_tokens_map.json."""
+    # the token of each role
     tokens = {CLS: "[CLS]", SEP: "[SEP]", MASK: "[MASK]"}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        file = folder / name
-        if not file.is_file():
-            continue
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file}: not valid JSON ({error}): fetch it again") from None
+        config = {}
+        if (folder / name).is_file():
+            config = read_json(folder / name)
         for slot in tokens:
             token = config.get(f"{slot.value}_token")
             if isinstance(token, dict):  # {"content": "[MASK]", "lstrip": true, ...}
                 token = token.get("content")
             if token:
-                tokens[slot] = token
-    return tokens
+                tokens[slot] = str(token)
+
+    special_ids = {}
+    for slot, token in tokens.items():
+        index = library.token_to_id(token)
+        # as text it must give other ids: a response may well hold the word "[MASK]"
+        if index is None or index in library.encode(token, add_special_tokens=False).ids:
+            raise ValueError(f"{path}: no special token {token[:40]!r}: use the tokenizer of a "
+                             "ModernBERT")
+        special_ids[slot] = index
+    return RowTokenizer(library, special_ids)
 
 
 # ------------------------------------------------------------------------------- from pair to rows

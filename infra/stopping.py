@@ -1,9 +1,10 @@
 """Ctrl-C and SIGTERM end a run after the step at hand, when everything is saved; a second one ends
-it at once."""
+it at once. A command that has nothing to save ends at once, with a line."""
 
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -32,3 +33,34 @@ def stop_on_signal() -> Iterator[StopRequest]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def exit_code_of(command: Callable[[], None]) -> int:
+    """Run a command to its end: bad input, Ctrl-C, SIGTERM and a reader of its output that went
+    away are a line on standard error and an exit code, as the shell counts."""
+
+    def end(number, frame):
+        sys.exit(128 + number)
+
+    earlier = signal.signal(signal.SIGTERM, end)
+    try:
+        command()
+        sys.stdout.flush()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        print("stopped: nobody reads what is printed", file=sys.stderr)
+        # what is still to be printed when Python ends goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except SystemExit as stop:
+        if stop.code == 128 + signal.SIGTERM:
+            print("stopped by SIGTERM", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+    return 0

@@ -592,7 +592,7 @@ def test_a_folder_without_a_config_is_no_model_folder(tmp_path):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("{", r"config\.json: Expecting property name"),
+    ("{", r"config\.json: not valid JSON \(Expecting property name"),
     (json.dumps(hub_config(model_type="bert")), r"config\.json: model_type is 'bert'"),
 ])
 def test_a_bad_config_is_named(tmp_path, text, message):
