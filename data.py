@@ -222,7 +222,8 @@ def load_tokenizer(folder: str | Path) -> RowTokenizer:
     try:
         library = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise
-        raise ValueError(f"{path}: no tokenizer ({error}): give a whole model folder") from None
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: no tokenizer ({reason}): give a whole model folder") from None
     library.no_truncation()
     library.no_padding()
     library.encode_special_tokens = True  # that is: as text

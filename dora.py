@@ -339,7 +339,7 @@ def check_adapter_config(file: Path, config: dict, head: str):
             odd = bool(value) and key not in known
         if odd:
             raise ValueError(f"{file}: only plain LoRA and DoRA adapters are built here, not those "
-                             f"with {key} {str(value)[:60]}")
+                             f"with {key[:60]!r} {str(value)[:60]!r}")
     if head == "cloze" and (config.get("task_type") == "SEQ_CLS" or config.get("modules_to_save")):
         raise ValueError(f"{file}: this adapter (task_type, modules_to_save) is of a classifier, "
                          "but no tinyrm.json beside it says head cls")
@@ -352,7 +352,7 @@ def check_adapter_layers(folder: Path, config: dict, groups: dict, model: Modern
         targets = []
     for target in targets:
         if not any(layer == target or layer.endswith(f".{target}") for layer in groups):
-            raise ValueError(f"{folder}: target_modules names {str(target)[:60]}, for which "
+            raise ValueError(f"{folder}: target_modules names {str(target)[:60]!r}, for which "
                              "adapter_model.safetensors has no tensors")
     # a fresh classifier would judge at random
     trained = "classifier" in groups or model.config.saved_head == "cls"

@@ -164,7 +164,10 @@ class RewardModel:
         # an adapter's folder need not have a tokenizer
         has_tokenizer = (folder / "tokenizer.json").is_file()
         tokenizer = data.load_tokenizer(folder if has_tokenizer else base)
-        prompt_format = format_class(tokenizer, **settings)
+        try:
+            prompt_format = format_class(tokenizer, **settings)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
 
         # the machine
         machine = pick_device(device, dtype)
@@ -442,7 +445,10 @@ def base_folder(folder: Path) -> Path:
         base = folder / base
     if revision and os.path.isdir(base):
         raise ValueError(f"{file}: revision {revision}, but {base} is a folder, which has none")
-    return fetch_model(base, revision)
+    try:
+        return fetch_model(base, revision)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def load_merged(

@@ -112,7 +112,7 @@ def read_format(file: Path) -> dict:
         if value is None:
             continue
         if key not in TINYRM_JSON or value not in choices.get(key, [value]):
-            raise ValueError(f"{file}: {key} {str(value)[:40]!r} is not known here")
+            raise ValueError(f"{file}: {key[:40]!r} {str(value)[:40]!r} is not known here")
         settings[key] = value
     return settings
 

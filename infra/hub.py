@@ -60,7 +60,8 @@ def fetch_model(name: str | Path, revision: str | None = None) -> Path:
     # a folder that was mistyped must not be asked of the Hub
     looks_like_a_path = name.startswith((".", "/", "~"))
     if looks_like_a_path or name.count("/") != 1:
-        raise ValueError(f"{name[:200]}: no such folder (and no Hub name, which is OWNER/NAME)")
+        shown = " ".join(name.split())[:200]
+        raise ValueError(f"{shown}: no such folder (and no Hub name, which is OWNER/NAME)")
 
     try:
         return download(name, "model", MODEL_FILES, revision)

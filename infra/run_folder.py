@@ -112,7 +112,11 @@ def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware
 
     check_record(path, record, now)
     run.lock()
-    run.resume()
+    try:
+        run.resume()
+    except ValueError:
+        run.unlock()  # a notebook may try again
+        raise
     distributed.log(f"going on after step {run.steps_done}")
     return run
 
