@@ -348,7 +348,7 @@ def check_adapter_config(file: Path, config: dict, head: str):
 def check_adapter_layers(folder: Path, config: dict, groups: dict, model: ModernBERT):
     """ValueError where the tensors of an adapter lack what its config names."""
     targets = config.get("target_modules")
-    if isinstance(targets, str) or targets is None:  # a regular expression, or all of a kind
+    if not isinstance(targets, list):  # a regular expression, or all of a kind
         targets = []
     for target in targets:
         if not any(layer == target or layer.endswith(f".{target}") for layer in groups):

@@ -180,11 +180,11 @@ class Config:
         `global_rope_theta`) or the later one (`layer_types`, `rope_parameters`). Raises ValueError
         for another architecture and for sizes that do not fit together."""
         if raw.get("model_type") != cls.model_type:
-            raise ValueError(f"model_type is {raw.get('model_type')!r}: only {cls.model_type!r} is "
-                             "built here")
+            given = str(raw.get("model_type"))[:40]
+            raise ValueError(f"model_type is {given!r}: only {cls.model_type!r} is built here")
         for key, value in REQUIRED.items():
             if raw.get(key) and raw[key] != value:
-                raise ValueError(f"{key} is {raw[key]!r}: only {value!r} is built here")
+                raise ValueError(f"{key} is {repr(raw[key])[:60]}: only {value!r} is built here")
 
         values = {}
         for key in SIZES + OPTIONS:
@@ -212,7 +212,7 @@ class Config:
             if layer_type not in thetas or not isinstance(rope, dict):
                 raise ValueError("rope_parameters has no entry for each layer type")
             if rope.get("rope_type", "default") != "default":
-                raise ValueError(f"{rope['rope_type']} RoPE is not built here")
+                raise ValueError(f"rope_type {str(rope['rope_type'])[:40]!r} is not built here")
             if rope.get("rope_theta") is not None:
                 values[thetas[layer_type]] = rope["rope_theta"]
         if values["local_rope_theta"] is None:  # some files have null: as in the global layers
@@ -794,12 +794,13 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if index.is_file() and not path.is_file():
         weight_map = read_json(index, {"weight_map": Field(dict)}).get("weight_map")
         names = sorted({str(name) for name in (weight_map or {}).values()})
-        files = [path.with_name(Path(name).name) for name in names]
+        files = [path.parent / Path(name).name for name in names]
 
     state = {}
     for file in files:
         if not os.path.isfile(file):  # which also answers for a name that no file can have
-            raise ValueError(f"{path.parent} has no {file.name[:100]} (other formats are not read)")
+            shown = " ".join(file.name.split())[:100]
+            raise ValueError(f"{path.parent} has no {shown} (other formats are not read)")
         try:
             tensors = load_file(file)
         except Exception as error:  # safetensors has its own error type for a damaged file

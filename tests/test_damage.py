@@ -134,26 +134,28 @@ def survey(file, damage, use, cases, may_differ):
     whole = use()
     accepted = refused = 0
     print(f"{file.name}: seeds {SEED}-0 to {SEED}-{cases - 1}")
-    for case in range(cases):
-        seed = f"{SEED}-{case}"
-        damaged = damage(body, random.Random(seed))
-        file.write_bytes(damaged)
-        try:
-            with bounded():
-                result = use()
-        except (ValueError, SystemExit) as error:
-            refused += 1
-            text = str(error)
-            # by its own name, or by one that stands in it
-            named = file.name in text or str(file.parent) in text
-            named = named or text.partition(": ")[0] in damaged.decode(errors="replace")
-            assert named and "\n" not in text and len(text) < 1000, (seed, text[:2000])
-        except BaseException as error:
-            raise AssertionError(f"{file.name}, seed {seed}: {error!r:.500}") from error
-        else:
-            accepted += 1
-            assert result == whole or may_differ(body, damaged), (seed, result, whole)
-    file.write_bytes(body)
+    try:
+        for case in range(cases):
+            seed = f"{SEED}-{case}"
+            damaged = damage(body, random.Random(seed))
+            file.write_bytes(damaged)
+            try:
+                with bounded():
+                    result = use()
+            except (ValueError, SystemExit) as error:
+                refused += 1
+                text = str(error)
+                # by its own name, or by one that stands in it
+                named = file.name in text or str(file.parent) in text
+                named = named or text.partition(": ")[0] in damaged.decode(errors="replace")
+                assert named and "\n" not in text and len(text) < 1000, (seed, text[:2000])
+            except BaseException as error:
+                raise AssertionError(f"{file.name}, seed {seed}: {error!r:.500}") from error
+            else:
+                accepted += 1
+                assert result == whole or may_differ(body, damaged), (seed, result, whole)
+    finally:
+        file.write_bytes(body)
     assert use() == whole
     print(f"{file.name}: {refused} refused, {accepted} accepted")
 

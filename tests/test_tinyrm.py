@@ -95,7 +95,7 @@ def test_what_is_not_understood_is_written_back():
     (dict(model_type="bert"), "model_type is 'bert'"),
     (dict(mlp_bias=True), "mlp_bias is True"),
     (dict(hidden_activation="relu"), "hidden_activation is 'relu'"),
-    (dict(rope_parameters={GLOBAL: {"rope_type": "yarn"}}), "yarn RoPE is not built here"),
+    (dict(rope_parameters={GLOBAL: {"rope_type": "yarn"}}), "rope_type 'yarn' is not built here"),
     (dict(hidden_size=33), "hidden_size is not a multiple"),
     (dict(vocab_size=None), "a size is missing: vocab_size"),
     (dict(layer_types=[GLOBAL]), "layer_types does not have num_hidden_layers entries"),
