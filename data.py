@@ -30,6 +30,8 @@ import torch.nn.functional as F
 from tokenizers import Encoding, Tokenizer
 from tokenizers.models import Unigram
 
+from tinyrm import read_json
+
 # -------------------------------------------------------------------------------- what is compared
 
 
@@ -233,7 +235,8 @@ def load_tokenizer(folder: str | Path) -> RowTokenizer:
     try:
         library = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise
-        raise ValueError(f"{path}: no tokenizer ({error}): give a whole model folder") from None
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: no tokenizer ({reason}): give a whole model folder") from None
     names = special_tokens(folder)
     special_ids = {slot: library.token_to_id(name) for slot, name in names.items()}
 
@@ -246,7 +249,8 @@ def load_tokenizer(folder: str | Path) -> RowTokenizer:
         # as text it must give other ids: a response may well hold the word "[MASK]"
         as_text = library.encode(name, add_special_tokens=False).ids
         if special_ids[slot] is None or special_ids[slot] in as_text:
-            raise ValueError(f"{path}: no special token {name}: use the tokenizer of a ModernBERT")
+            raise ValueError(f"{path}: no special token {name[:40]!r}: use the tokenizer of a "
+                             "ModernBERT")
     return RowTokenizer(library, special_ids)
 
 
@@ -267,19 +271,15 @@ def special_tokens(folder: Path) -> dict[Slot, str]:
     name no cls and sep, bos and eos (which begin and end a text) have their roles."""
     named = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        file = folder / name
-        if not file.is_file():
+        if not (folder / name).is_file():
             continue
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file}: not valid JSON ({error}): fetch it again") from None
+        config = read_json(folder / name)
         for role in ("cls_token", "bos_token", "sep_token", "eos_token", "mask_token"):
             token = config.get(role)
             if isinstance(token, dict):  # {"content": "[MASK]", "lstrip": true, ...}
                 token = token.get("content")
             if token:
-                named[role] = token
+                named[role] = str(token)
     return {
         CLS: named.get("cls_token", named.get("bos_token", "[CLS]")),
         SEP: named.get("sep_token", named.get("eos_token", "[SEP]")),

@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from tinyrm import Cached, Linear, ModernBERT, load
+from tinyrm import Cached, Field, Linear, ModernBERT, load, read_json, read_weights
 
 ADAPTERS = ("dora", "lora", "full")
 
@@ -225,6 +225,7 @@ def merge(model: ModernBERT) -> ModernBERT:
 #     base_model.model.classifier.weight
 
 PREFIX = "base_model.model."
+CONFIG = "adapter_config.json"
 PEFT_NAMES = {"A": ".lora_A.weight", "B": ".lora_B.weight", "m": ".lora_magnitude_vector"}
 
 
@@ -271,6 +272,31 @@ def save_adapter(model: ModernBERT, folder: str | Path, base: str):
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+# What adapter_config.json may say. Other keys may only be null, false or empty.
+ADAPTER_FIELDS = {
+    "r": Field(int, 1, 10**6),
+    "lora_alpha": Field(float, 0, 1e9),
+    "use_dora": Field(bool),
+    "peft_type": Field(str),
+    "base_model_name_or_path": Field(str),
+    "revision": Field(str),  # of the base model: a commit on the Hub
+}
+# Keys that do not change what an adapter computes, or that say what its tensors say again.
+NO_EFFECT = {
+    "auto_mapping", "peft_version", "inference_mode", "lora_dropout", "target_modules",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core", "eva_config",
+    "qalora_group_size", "runtime_config",
+}
+# Keys of which one value is computed here. Other starts than these change W itself.
+COMPUTED = {
+    "peft_type": ["LORA"],
+    "bias": ["none"],
+    "task_type": ["SEQ_CLS", "CAUSAL_LM"],
+    "init_lora_weights": [True, "gaussian", "eva", "orthogonal"],
+    "modules_to_save": [["classifier"], ["classifier", "score"]],
+}
+
+
 @torch.no_grad()
 def load_adapter(model: ModernBERT, folder: str | Path):
     """Put the adapter of a folder in PEFT's layout on `model`, in place.
@@ -279,41 +305,66 @@ def load_adapter(model: ModernBERT, folder: str | Path):
     its own, and the embeddings keep theirs. Raises ValueError for a kind of adapter that is not
     built here and for tensors that do not fit."""
     folder = Path(folder)
-    try:
-        config = json.loads((folder / "adapter_config.json").read_bytes())
-        state = load_file(folder / "adapter_model.safetensors")
-    except Exception as error:  # safetensors has its own error type for a damaged file
-        raise ValueError(f"{folder} holds no readable PEFT adapter ({error})") from None
-    check_adapter_config(folder, config)
-    adapter = "dora" if config.get("use_dora") else "lora"
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} holds no readable PEFT adapter: it has no {CONFIG}")
+    config = read_json(folder / CONFIG, ADAPTER_FIELDS)
+    check_adapter_config(folder / CONFIG, config, model.head_kind)
+    groups = group_by_layer(read_weights(folder / "adapter_model.safetensors"))
+    check_adapter_layers(folder, config, groups, model)
 
     try:
-        for name, tensors in group_by_layer(state).items():
+        for name, tensors in groups.items():
             if name == "classifier":
                 model.classifier.load_state_dict(tensors)
                 continue
             base = model.get_submodule(name)
             if name == "decoder" and base.weight is None:  # tied
                 base = model.model.embeddings.tok_embeddings
-            adapted = AdaptedLinear(base, config["r"], config["lora_alpha"], adapter)
-            fill_adapter(name, adapted, tensors)
+            elif name != "decoder" and not isinstance(base, Linear):
+                raise ValueError(f"{name} has no adapter here")
+            adapted = make_adapted(name, base, config, tensors)
             if name == "decoder":
                 weight = adapted.merged_weight().weight
                 model.decoder.weight = nn.Parameter(weight, requires_grad=False)
             else:
                 model.set_submodule(name, adapted)
-    except (AttributeError, KeyError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{folder} does not fit this model: {error}") from None
+    except (AttributeError, ValueError, RuntimeError) as error:
+        message = " ".join(str(error).split())
+        raise ValueError(f"{folder} does not fit this model: {message}") from None
 
 
-def check_adapter_config(folder: Path, config: dict):
+def check_adapter_config(file: Path, config: dict, head: str):
     """ValueError for an adapter that is computed in another way than here."""
-    others = ("rank_pattern", "alpha_pattern", "use_rslora", "layer_replication", "lora_bias",
-              "fan_in_fan_out")
-    odd = [key for key in others if config.get(key)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
-        what = f", not {', '.join(odd)}" if odd else ""
-        raise ValueError(f"{folder}: only plain LoRA and DoRA adapters are built here{what}")
+    for key in ("peft_type", "r", "lora_alpha"):
+        if config.get(key) is None:
+            raise ValueError(f"{file}: {key} is missing")
+    known = NO_EFFECT | ADAPTER_FIELDS.keys()
+    for key, value in config.items():
+        if key in COMPUTED:
+            odd = bool(value) and value not in COMPUTED[key]
+        else:
+            odd = bool(value) and key not in known
+        if odd:
+            raise ValueError(f"{file}: only plain LoRA and DoRA adapters are built here, not those "
+                             f"with {key[:60]!r} {str(value)[:60]!r}")
+    if head == "cloze" and (config.get("task_type") == "SEQ_CLS" or config.get("modules_to_save")):
+        raise ValueError(f"{file}: this adapter (task_type, modules_to_save) is of a classifier, "
+                         "but no tinyrm.json beside it says head cls")
+
+
+def check_adapter_layers(folder: Path, config: dict, groups: dict, model: ModernBERT):
+    """ValueError where the tensors of an adapter lack what its config names."""
+    targets = config.get("target_modules")
+    if not isinstance(targets, list):  # a regular expression, or all of a kind
+        targets = []
+    for target in targets:
+        if not any(layer == target or layer.endswith(f".{target}") for layer in groups):
+            raise ValueError(f"{folder}: target_modules names {str(target)[:60]!r}, for which "
+                             "adapter_model.safetensors has no tensors")
+    # a fresh classifier would judge at random
+    trained = "classifier" in groups or model.config.saved_head == "cls"
+    if not groups or (model.head_kind == "cls" and not trained):
+        raise ValueError(f"{folder}: adapter_model.safetensors lacks the trained classifier")
 
 
 def group_by_layer(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
@@ -325,20 +376,28 @@ def group_by_layer(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.
         for name, ending in PEFT_NAMES.items():
             if key.endswith(ending):
                 layer, part = key.removesuffix(ending), name
-        groups.setdefault(layer, {})[part] = tensor.float()
+        groups.setdefault(layer, {})[part] = tensor
     return groups
 
 
-def fill_adapter(name: str, adapted: AdaptedLinear, tensors: dict[str, torch.Tensor]):
-    """Copy A, B and m into a fresh adapter of the same shapes."""
-    for part in PEFT_NAMES:
-        p = getattr(adapted, part)
-        if p is None:  # LoRA has no m
-            continue
-        if p.shape != tensors[part].shape:
-            raise ValueError(f"{name}: {part} has shape {tuple(tensors[part].shape)}, needs "
-                             f"{tuple(p.shape)}")
-        p.copy_(tensors[part])
+def make_adapted(name: str, base: nn.Module, config: dict,
+                 tensors: dict[str, torch.Tensor]) -> AdaptedLinear:
+    """The adapter of a layer, with A, B and m of exactly the shapes that they must have."""
+    rank, (outputs, inputs) = config["r"], base.weight.shape
+    shapes = {"A": (rank, inputs), "B": (outputs, rank)}
+    adapter = "lora"
+    if config.get("use_dora"):
+        adapter = "dora"
+        shapes["m"] = (outputs,)
+    # compared before memory is taken for r
+    found = {part: tuple(tensor.shape) for part, tensor in tensors.items()}
+    if found != shapes:
+        raise ValueError(f"{name}: the shapes of its adapter are {found}, needed are {shapes}")
+
+    adapted = AdaptedLinear(base, rank, config["lora_alpha"], adapter)
+    for part, tensor in tensors.items():
+        getattr(adapted, part).copy_(tensor)
+    return adapted
 
 
 def main():

@@ -26,6 +26,7 @@ judged items; stored models; the command line. Benchmarks and their reports are 
 
 import argparse
 import math
+import os
 import shlex
 import sys
 from collections import Counter
@@ -44,6 +45,7 @@ import tinyrm
 from data import Batch, Item, Pair, PromptFormat, Row
 from infra.against import OtherJudge, compare_with, read_other_judges, show_comparison
 from infra.benchmarks import BENCHMARKS, EvalSet, load_eval_set
+from infra.checks import check_model, read_format
 from infra.files import read_json
 from infra.flags import OURS
 from infra.hub import fetch_model, version_of
@@ -166,8 +168,7 @@ class RewardModel:
         The format that a model was trained with is in tinyrm.json, next to its weights; what is
         given here overrides it. ValueError says what is missing or does not fit."""
         # the weights
-        folder = weights_folder(fetch_model(name))
-        base = base_folder(folder)  # another one if these weights are an adapter's
+        folder, base = stored_folders(name)
         settings = stored_settings(str(name), folder, base)
         model = load_merged(folder, base, settings.get("head"), model_class)
 
@@ -191,7 +192,10 @@ class RewardModel:
         # an adapter's folder need not have a tokenizer
         has_tokenizer = (folder / "tokenizer.json").is_file()
         tokenizer = data.load_tokenizer(folder if has_tokenizer else base)
-        prompt_format = format_class(tokenizer, **settings)
+        try:
+            prompt_format = format_class(tokenizer, **settings)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
 
         # the machine
         machine = pick_device(device, dtype)
@@ -537,6 +541,24 @@ def judged_item(item_rows: ItemRows, log_odds: dict[tuple, float], single: bool)
 # ---------------------------------------------------------------------------------- stored models
 
 
+class StoredFolders(NamedTuple):
+    """Where a model is stored; both are the same, unless the weights are an adapter's."""
+
+    folder: Path
+    base: Path
+
+
+def stored_folders(name: str | Path) -> StoredFolders:
+    """The folders of a model, looked over (infra/checks.py)."""
+    folder = weights_folder(fetch_model(name))
+    base = base_folder(folder)
+    if folder == base:
+        check_model(base)
+    else:
+        check_model(base, folder)
+    return StoredFolders(folder, base)
+
+
 def weights_folder(folder: Path) -> Path:
     """Where the weights are: in a run folder under model, or adapter; else the folder itself."""
     for name in ("model", "adapter"):
@@ -550,10 +572,19 @@ def base_folder(folder: Path) -> Path:
     file = folder / "adapter_config.json"
     if not file.is_file():
         return folder
-    base = read_json(file).get("base_model_name_or_path")
-    if base is None:
+    config = read_json(file, dora.ADAPTER_FIELDS)
+    base = config.get("base_model_name_or_path")
+    if not base:
         raise ValueError(f"{file}: no base_model_name_or_path: name the model it belongs to")
-    return fetch_model(base)
+    revision = config.get("revision")
+    if os.path.isdir(folder / base):  # relative to the adapter, or from the root
+        base = folder / base
+    if revision and os.path.isdir(base):
+        raise ValueError(f"{file}: revision {revision}, but {base} is a folder, which has none")
+    try:
+        return fetch_model(base, revision)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def load_merged(
@@ -561,6 +592,9 @@ def load_merged(
 ) -> ModernBERT:
     """The model in `base`; if `folder` is another one, with the adapter there merged into it."""
     model = tinyrm.load(base, head, model_class=model_class)
+    if folder == base and model.head_kind != model.config.saved_head:  # drawn at random
+        raise ValueError(f"{folder}/tinyrm.json: head cls, but the weights are those of a cloze "
+                         "head, without a classifier")
     if folder != base:
         dora.load_adapter(model, folder)
         dora.merge(model)
@@ -591,7 +625,7 @@ def stored_settings(name: str, folder: Path, base: Path) -> dict:
     # where there is such a file, it counts
     for file in (folder / "tinyrm.json", base / "tinyrm.json"):
         if file.is_file():
-            return settings | read_json(file)
+            return settings | read_format(file)
     return settings
 
 
@@ -819,8 +853,10 @@ def main(
 ):
     """The command line. experiments/causal.py hands in classes and a name of its own."""
     flags = parse(argv, program)
-    # all files are checked before the work begins, and that all models open
+    # all files are checked before the work begins, and that all models are there and open
     eval_sets = {name: load_eval_set(name, flags.limit) for name in flags.data}
+    for model_name in flags.models:
+        stored_folders(model_name)
     others = []
     if flags.against:
         name = flags.data[0]

@@ -9,6 +9,10 @@ There is no padding here. The rows of a batch lie end to end in one stream of T 
 (B+1,) marks them: row b is tokens[starts[b]:starts[b+1]]. Attention never crosses a row, so the
 score of a row does not depend on its neighbours, beyond rounding.
 
+Rounding is 1e-5 in float32. In bf16 the log-odds of two words may move by 0.12 with the neighbours,
+whose number changes the order in which products are summed (tests/test_faults.py measures both). A
+batch that is computed again gives the same bits on a CPU.
+
 The file has five parts: attention, RoPE and GeGLU in their plain form; the configuration; the
 modules; how they are made fast; files in and out. Modules and parameters have the names of the
 Hub's checkpoints, so that loading is one strict comparison.
@@ -18,6 +22,7 @@ Hub's checkpoints, so that loading is one strict comparison.
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -83,7 +88,8 @@ def plain_geglu(ab: torch.Tensor) -> torch.Tensor:
 
 # ----------------------------------------------------------------------------------- configuration
 
-# What every published ModernBERT has. A config.json that says otherwise is refused.
+# What every published ModernBERT has. A config.json that says otherwise is refused; null, false and
+# empty values count as left out.
 REQUIRED = {
     "hidden_activation": "gelu",
     "classifier_activation": "gelu",
@@ -91,9 +97,45 @@ REQUIRED = {
     "mlp_bias": False,
     "norm_bias": False,
     "classifier_bias": False,
+    "rope_scaling": {"rope_type": "default"},
+    "head_dim": None,  # hidden_size / num_attention_heads
+    "pruned_heads": None,
+    "quantization_config": None,
 }
 
-# Keys of config.json that are fields here as they are.
+class Field(NamedTuple):
+    """What a field of a JSON file must be, if it is there; null counts as left out."""
+
+    kind: type  # what json gives; float also takes whole numbers
+    least: float = -1e300
+    most: float = 1e300
+
+
+# The fields of config.json that are read here. The bounds are far beyond every published model;
+# what is beyond them is no model, and must not cost memory.
+FIELDS = {
+    "model_type": Field(str),
+    "architectures": Field(list),
+    "vocab_size": Field(int, 1, 10**7),
+    "hidden_size": Field(int, 1, 10**5),
+    "intermediate_size": Field(int, 1, 10**6),
+    "num_hidden_layers": Field(int, 1, 1000),
+    "num_attention_heads": Field(int, 1, 10**4),
+    "max_position_embeddings": Field(int, 1, 10**7),
+    "norm_eps": Field(float, 0, 1),
+    "initializer_range": Field(float, 0, 100),
+    "initializer_cutoff_factor": Field(float, 0.01, 100),
+    "tie_word_embeddings": Field(bool),
+    "layer_types": Field(list),
+    "global_attn_every_n_layers": Field(int, 1, 10**4),
+    "local_attention": Field(int, 2, 10**7),
+    "global_rope_theta": Field(float, 1, 1e12),
+    "local_rope_theta": Field(float, 1, 1e12),
+    "rope_parameters": Field(dict),
+    "rope_scaling": Field(dict),
+}
+
+# Those that are fields of Config as they are.
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
          "num_attention_heads")
 OPTIONS = ("max_position_embeddings", "norm_eps", "initializer_range", "initializer_cutoff_factor",
@@ -138,43 +180,41 @@ class Config:
         `global_rope_theta`) or the later one (`layer_types`, `rope_parameters`). Raises ValueError
         for another architecture and for sizes that do not fit together."""
         if raw.get("model_type") != cls.model_type:
-            raise ValueError(f"model_type is {raw.get('model_type')!r}: only {cls.model_type!r} is "
-                             "built here")
+            given = str(raw.get("model_type"))[:40]
+            raise ValueError(f"model_type is {given!r}: only {cls.model_type!r} is built here")
         for key, value in REQUIRED.items():
             if raw.get(key) and raw[key] != value:
-                raise ValueError(f"{key} is {raw[key]!r}: only {value!r} is built here")
+                raise ValueError(f"{key} is {repr(raw[key])[:60]}: only {value!r} is built here")
 
         values = {}
-        for key in SIZES:
-            if raw.get(key) is None:
-                raise ValueError(f"a size is missing: {key}")
-            values[key] = raw[key]
-        for key in OPTIONS:
+        for key in SIZES + OPTIONS:
             if raw.get(key) is not None:
                 values[key] = raw[key]
+            elif key in SIZES:
+                raise ValueError(f"a size is missing: {key}")
 
         # Every n-th layer, from layer 0 on, sees the whole row.
         layer_types = raw.get("layer_types")
         if not layer_types:
-            every = raw.get("global_attn_every_n_layers", 3)
+            every = raw.get("global_attn_every_n_layers") or 3
             layer_types = [
                 "sliding_attention" if i % every else "full_attention"
                 for i in range(raw["num_hidden_layers"])
             ]
-        if not set(layer_types) <= {"full_attention", "sliding_attention"}:
+        if any(kind not in ("full_attention", "sliding_attention") for kind in layer_types):
             raise ValueError("layer_types: give full_attention or sliding_attention")
         values["layer_types"] = tuple(layer_types)
 
-        values["global_rope_theta"] = raw.get("global_rope_theta", 160_000.0)
+        values["global_rope_theta"] = raw.get("global_rope_theta") or 160_000.0
         values["local_rope_theta"] = raw.get("local_rope_theta", 10_000.0)
+        thetas = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
         for layer_type, rope in (raw.get("rope_parameters") or {}).items():
-            if not isinstance(rope, dict):
+            if layer_type not in thetas or not isinstance(rope, dict):
                 raise ValueError("rope_parameters has no entry for each layer type")
             if rope.get("rope_type", "default") != "default":
-                raise ValueError(f"{rope['rope_type']} RoPE is not built here")
-            if "rope_theta" in rope:
-                name = "global" if layer_type == "full_attention" else "local"
-                values[f"{name}_rope_theta"] = rope["rope_theta"]
+                raise ValueError(f"rope_type {str(rope['rope_type'])[:40]!r} is not built here")
+            if rope.get("rope_theta") is not None:
+                values[thetas[layer_type]] = rope["rope_theta"]
         if values["local_rope_theta"] is None:  # some files have null: as in the global layers
             values["local_rope_theta"] = values["global_rope_theta"]
 
@@ -185,8 +225,8 @@ class Config:
             if raw.get("classifier_pooling", "cls") != "cls":
                 raise ValueError("classifier_pooling: a classifier reads [CLS] here, not the mean")
 
-        if values["hidden_size"] % values["num_attention_heads"]:
-            raise ValueError("hidden_size is not a multiple of num_attention_heads")
+        if values["hidden_size"] % (2 * values["num_attention_heads"]):  # 2: RoPE turns pairs
+            raise ValueError("hidden_size is not a multiple of 2 num_attention_heads")
         if len(values["layer_types"]) != values["num_hidden_layers"]:
             raise ValueError("layer_types does not have num_hidden_layers entries")
         return cls(**values, raw=dict(raw))
@@ -666,13 +706,43 @@ def compute_copy(weight, dtype, cache: Cached):
 # ------------------------------------------------------------------------------------------- files
 
 
+def read_json(path: str | Path, fields: dict[str, Field] | None = None) -> dict:
+    """The object in a JSON file. Raises ValueError that names the file if it is none, and if one of
+    the `fields` is of another kind or out of its range."""
+    try:
+        raw = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}: give a JSON file") from None
+    except (ValueError, RecursionError) as error:  # also bytes that are no text, and deep nesting
+        raise ValueError(f"{path}: not valid JSON ({error}): make or fetch it anew") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: no object, but a {type(raw).__name__}: make or fetch it anew")
+
+    for name, (kind, least, most) in (fields or {}).items():
+        value = raw.get(name)
+        if value is None:
+            continue
+        kinds, needed = [kind], kind.__name__
+        if kind is float:
+            kinds = [int, float]
+        if kind in (int, float):
+            needed = f"a number from {least:g} to {most:g}"
+        fits = type(value) in kinds  # not isinstance: for Python true is an int
+        if fits and kind in (int, float):
+            fits = least <= value <= most  # never true of NaN
+        if not fits:
+            raise ValueError(f"{path}: {name} is {str(value)[:40]!r}: give {needed}")
+    return raw
+
+
 def read_config(folder: str | Path, config_class: type[Config] = Config) -> Config:
     """The Config of a model folder. ValueError names the file and what is wrong with it."""
     file = Path(folder) / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} is no model folder: it has no config.json")
+    raw = read_json(file, FIELDS)
     try:
-        return config_class.from_json(json.loads(file.read_text(encoding="utf-8")))
+        return config_class.from_json(raw)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -691,7 +761,13 @@ def load(folder: str | Path, head: str | None = None, seed: int = 0,
     if head == "cloze" and config.saved_head == "cls":
         raise ValueError(f"{folder} holds a classifier: it has no decoder for head 'cloze'")
 
-    state = read_weights(folder, config)
+    state = read_weights(folder / "model.safetensors")
+    if config.tie_word_embeddings and "decoder.weight" in state:  # a second copy of the matrix
+        embedding = state.get("model.embeddings.tok_embeddings.weight")
+        if embedding is None or not torch.equal(state.pop("decoder.weight"), embedding):
+            raise ValueError(f"{folder}: decoder.weight differs from the embedding it is tied to; "
+                             "set tie_word_embeddings to false in config.json to use it")
+
     with torch.device("meta"):  # shapes without memory
         model = model_class(config, head)
     fresh = head != config.saved_head
@@ -710,32 +786,30 @@ def load(folder: str | Path, head: str | None = None, seed: int = 0,
     return model.requires_grad_(True).eval()
 
 
-def read_weights(folder: Path, config: Config) -> dict[str, torch.Tensor]:
-    """{name: tensor in float32} of model.safetensors, or of the shards that its index names. Only
-    safetensors are read: nothing is unpickled. A second copy of the tied matrix is left out."""
-    files = [folder / "model.safetensors"]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file() and not files[0].is_file():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        files = [folder / name for name in sorted(set(names))]
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """{name: tensor in float32} of a safetensors file, or of the shards that the index beside it
+    names where it is not there. Nothing is unpickled. Raises ValueError for a damaged file, and for
+    a tensor that is not all finite numbers."""
+    files = [path]
+    index = path.with_name(path.name + ".index.json")
+    if index.is_file() and not path.is_file():
+        weight_map = read_json(index, {"weight_map": Field(dict)}).get("weight_map")
+        names = sorted({str(name) for name in (weight_map or {}).values()})
+        files = [path.parent / Path(name).name for name in names]
 
     state = {}
     for file in files:
-        if not file.is_file():
-            raise ValueError(f"{folder} has no {file.name} (other formats are not read)")
+        if not os.path.isfile(file):  # which also answers for a name that no file can have
+            shown = " ".join(file.name.split())[:100]
+            raise ValueError(f"{path.parent} has no {shown} (other formats are not read)")
         try:
             tensors = load_file(file)
         except Exception as error:  # safetensors has its own error type for a damaged file
             raise ValueError(f"{file} cannot be read ({error}); fetch or save it again") from None
         for name, tensor in tensors.items():
             state[name] = tensor.float()
-
-    if config.tie_word_embeddings and "decoder.weight" in state:
-        tied = state.pop("decoder.weight")
-        embedding = state.get("model.embeddings.tok_embeddings.weight")
-        if embedding is None or not torch.equal(tied, embedding):
-            raise ValueError(f"{folder}: decoder.weight differs from the embedding it is tied to; "
-                             "set tie_word_embeddings to false in config.json to use it")
+            if not tensor.is_floating_point() or not state[name].isfinite().all():
+                raise ValueError(f"{file}: {name} is not all finite numbers; fetch it again")
     return state
 
 

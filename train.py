@@ -32,7 +32,7 @@ from infra.prefetch import one_ahead
 from infra.progress import show_progress
 from infra.run_folder import RunFolder
 from infra.sources import PairSets
-from infra.stopping import stop_on_signal
+from infra.stopping import exit_code_of, stop_on_signal
 from tinyrm import Config, ModernBERT
 
 # ---------------------------------------------------------------------------- settings and recipes
@@ -464,7 +464,7 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
                           programs.train)
     record, given = None, command.given
     if command.resume:
-        record = run_folder.read_record(command.resume, given)
+        record = run_folder.read_record(command.resume, given, Settings)
         given = record["settings"]
     hardware = machine.pick_device(given.get("device", "auto"), given.get("dtype", "auto"))
     distributed.join(hardware.on_gpu)
@@ -520,8 +520,4 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code_of(main))

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tinyrm import read_json as read_json  # it stands in the root, and is used from here
+
 # ---------------------------------------------------------------------------------------- reading
 
 
@@ -23,15 +25,6 @@ def parse_object(text: bytes, where: str, advice: str) -> dict:
         start = text[:40].decode(errors="replace").strip()
         raise ValueError(f"{where}: no object, but {start!r}: {advice}")
     return value
-
-
-def read_json(path: Path | str) -> dict:
-    """The object that a JSON file holds."""
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}: give a JSON file") from None
-    return parse_object(text, str(path), "make it anew")
 
 
 def read_json_lines(path: Path | str) -> Iterator[tuple[int, dict]]:

@@ -104,8 +104,42 @@ def shown(default: Any) -> str:
     return str(default)
 
 
+def check_stored(settings_class: type, values: dict[str, Any], where: str):
+    """ValueError if the settings in the file `where` are not those of `settings_class`."""
+    known = {f.name: f for f in fields(settings_class)}
+    if values.keys() != known.keys():
+        odd = sorted(values.keys() ^ known.keys())
+        raise ValueError(f"{where}: its settings lack or do not have {', '.join(odd)[:200]}")
+    for name, value in values.items():
+        default, choices = known[name].default, known[name].metadata["choices"]
+        if callable(choices):
+            choices = choices()
+        if isinstance(default, tuple):
+            fits = isinstance(value, list) and all(isinstance(word, str) for word in value)
+        elif type(default) is float:
+            fits = type(value) in (int, float)
+        else:
+            fits = type(value) is type(default) and (choices is None or value in choices)
+        if not fits:
+            raise ValueError(f"{where}: {option(name)} cannot be {str(value)[:60]!r}")
+        try:
+            check_range(known[name], value)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+
 def check_range(f: Any, value: Any):
-    """ValueError for a number that is out of the range of its flag."""
+    """ValueError for a number that is out of the range of its flag, and for a text with line
+    breaks, which could write lines of its own in a model's card."""
+    texts = []
+    if isinstance(value, str):
+        texts = [value]
+    elif isinstance(value, list | tuple):
+        texts = value
+    for text in texts:
+        if not text.isprintable():
+            raise ValueError(f"{option(f.name)} {text!r}: give it without line breaks")
+
     if f.metadata["positive"] and not 0 < value < math.inf:
         raise ValueError(f"{option(f.name)} {value}: give a number above 0")
     least = f.metadata["least"]

@@ -3,12 +3,15 @@
 What was fetched once is taken from the Hub's cache (HF_HOME), also without a network.
 """
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import snapshot_download
 
+from infra.checks import check_model
 from infra.files import sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout
@@ -44,7 +47,12 @@ MODEL_LICENSES = {
 NANOS = ("nano", "nano-causal")  # the models whose pairs come with the checkout
 
 # The files of a model repository that are read here; others (ONNX, optimizer states) stay there.
-MODEL_FILES = ["*.json", "model*.safetensors", "adapter_model.safetensors"]
+# By name: without a network the client wants every file in its cache that a pattern asks for.
+MODEL_FILES = [
+    "config.json", "tinyrm.json", "adapter_config.json", "adapter_model.safetensors",
+    "model.safetensors", "model-*.safetensors", "model.safetensors.index.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+]
 
 
 def fetch_model(name: str | Path, revision: str | None = None) -> Path:
@@ -53,13 +61,14 @@ def fetch_model(name: str | Path, revision: str | None = None) -> Path:
     Of a repository the MODEL_FILES are fetched, at the commit or branch `revision`.
     """
     name = MODEL_NAMES.get(str(name), str(name))
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # which also answers for a name that no folder can have
         return Path(name)
 
     # a folder that was mistyped must not be asked of the Hub
     looks_like_a_path = name.startswith((".", "/", "~"))
     if looks_like_a_path or name.count("/") != 1:
-        raise ValueError(f"{name}: no such folder (and no Hub name, which is OWNER/NAME)")
+        shown = " ".join(name.split())[:200]
+        raise ValueError(f"{shown}: no such folder (and no Hub name, which is OWNER/NAME)")
 
     try:
         return download(name, "model", MODEL_FILES, revision)
@@ -99,7 +108,8 @@ def parse_revisions(revision: Sequence[str]) -> dict[str, str]:
 
 
 def fetch_pinned(name: str, revision: Sequence[str]) -> Path:
-    """The folder of a model, at the commit that the values of --revision name for it."""
+    """The folder of a model, at the commit that the values of --revision name for it, looked over
+    (infra/checks.py)."""
     commit = parse_revisions(revision).get("")
     folder = fetch_model(name, commit)
     if commit is not None and commit_of(folder) is None:
@@ -107,6 +117,7 @@ def fetch_pinned(name: str, revision: Sequence[str]) -> Path:
             f"--revision {commit}: --model {name} is a folder, which has no commits: leave it out, "
             "or name a repository of the Hub"
         )
+    check_model(folder)
     return folder
 
 
@@ -150,8 +161,8 @@ def download(repository: str, kind: str, patterns: list[str], revision: str | No
         )
     except Exception as error:  # the client raises its own, its HTTP library's, the system's errors
         # theirs are long and have many lines
-        message = f"{type(error).__name__}: {error}"
-        one_line = " ".join(message.split())[:300]
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        one_line = re.sub("//[^/ ]*@", "//", message)[:300]  # HF_ENDPOINT may have a password
         raise ValueError(
             f"{repository}, revision {revision or 'main'}, did not come from the Hub ({one_line}): "
             "check the name, the network, the disk and HF_TOKEN"

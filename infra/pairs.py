@@ -303,7 +303,8 @@ def parse_domain(row: dict, where: str) -> str:
         return ""
     if not isinstance(domain, str) or domain not in data.DOMAINS:
         known = ", ".join(data.DOMAINS)
-        raise ValueError(f'{where}: unknown domain "{domain}": use {known}, or none')
+        shown = " ".join(str(domain).split())[:60]
+        raise ValueError(f'{where}: unknown domain "{shown}": use {known}, or none')
     return domain
 
 

@@ -17,18 +17,23 @@ def show_progress(steps: int, done: int) -> Iterator[Callable[[dict], None]]:
     """Yields a function that shows a step's line of metrics.jsonl."""
     on_terminal = sys.stderr.isatty() and distributed.rank() == 0
     every = max(1, steps // 10)  # elsewhere a line so often
+    seconds = []  # of each step
 
-    with tqdm(total=steps, initial=done, unit="step", disable=not on_terminal) as bar:
+    # smoothing 0: the time that is left is estimated from the mean of all steps
+    with tqdm(total=steps, initial=done, unit="step", smoothing=0, disable=not on_terminal) as bar:
 
         def show(line):
-            text = describe(line)
+            text, step = describe(line), line["step"]
             if on_terminal:
                 bar.update()
                 bar.set_postfix_str(text)
+                if "held_out" in line:  # this line stays, above the one that lives
+                    bar.write(f"step {step}/{steps}  {text}", file=sys.stderr)
                 return
-            step = line["step"]
+
+            seconds.append(line["seconds"])
             if step % every == 0 or step == steps or "held_out" in line:
-                seconds_left = line["seconds"] * (steps - step)
+                seconds_left = sum(seconds) / len(seconds) * (steps - step)
                 distributed.log(f"step {step}/{steps}  {text}  {seconds_left:.0f} s left")
 
         yield show

@@ -28,25 +28,28 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import dora
 import tinyrm
 from data import TEMPLATES, PromptFormat
 from infra import distributed
 from infra.card import model_card
-from infra.files import read_json, replacing, sha256_of, write_json
-from infra.flags import OURS, Programs, option
+from infra.checks import shapes_in
+from infra.files import read_json, read_json_lines, replacing, sha256_of, write_json
+from infra.flags import OURS, Programs, check_stored, option
 from infra.hub import MODEL_NAMES, commit_of, version_of
 from infra.machine import Machine, count_parameters
 from infra.pairs import accuracy_interval, fingerprint
 from infra.sources import PairSets
-from tinyrm import ModernBERT
+from tinyrm import Field, ModernBERT
 
 FORMAT = 2  # of run.json and state/: goes up when an older unfinished run cannot be resumed
 # Settings that change time and memory, not the result: --resume takes them. Data may have moved:
 # they must have the same fingerprint.
 MAY_CHANGE = ("device", "micro_tokens", "checkpoint_layers", "data")
+RECORD_FIELDS = {"settings": Field(dict), "result": Field(dict), "format": Field(int)}
+RESULT_FIELDS = ("n", "accuracy_before", "loss_before")
 PACKAGES = ("torch", "tokenizers", "safetensors", "huggingface_hub")  # whose versions are kept
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -72,21 +75,22 @@ def free_folder(settings: Any, usual_adapter: str) -> str:
     return folder
 
 
-def read_record(folder: str, given: dict) -> dict:
+def read_record(folder: str, given: dict, settings_class: type) -> dict:
     """The run.json of a run that is to go on, with the settings that are given anew. ValueError for
-    a run that cannot go on."""
+    a run that cannot go on, and for settings that `settings_class` cannot have."""
     others = [option(name) for name in given if name not in MAY_CHANGE]
     if others:
         raise ValueError(f"--resume goes on as {folder} was begun: leave out {', '.join(others)}")
     try:
-        record = read_json(Path(folder, "run.json"))
+        record = read_json(Path(folder, "run.json"), RECORD_FIELDS)
     except ValueError as error:
         raise ValueError(f"--resume {folder}: no readable run.json in it ({error})") from None
-    if "accuracy_after" in record.get("result", {}):
+    if "accuracy_after" in (record.get("result") or {}):
         raise ValueError(f"--resume {folder}: this run is finished; judge it with evaluate.py")
     if record.get("format") != FORMAT:
         raise ValueError(f"--resume {folder}: begun by an earlier version; `git checkout 4a59190` "
                          "has the one that can resume it, or begin a new run")
+    check_stored(settings_class, record.get("settings") or {}, f"{folder}/run.json")
     record["settings"].update(given)
     if "data" in given:  # the commits of the data before do not matter, that of the model does
         pinned = record["settings"]["revision"]
@@ -100,6 +104,8 @@ def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware
     """The folder of a new run, or (with the record of its run.json) of one that goes on, whose
     newest state is put in place. Raises ValueError if its pairs or the weights that it began with
     have changed, or if another process is at work on it."""
+    if not Path(path).name.isprintable():  # it stands in the card
+        raise ValueError(f"the run folder {path!r}: give a name without line breaks")
     now = new_record(settings, hardware, model_folder, pairs, steps, model)
     run = RunFolder(Path(path), record or now, model, optimizer, programs)
     distributed.barrier()  # every process has chosen its settings: now the folder may appear
@@ -109,13 +115,35 @@ def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware
         run.make()
         return run
 
-    for key, what in (("fingerprint", "pairs"), ("weights", "model's weights or config.json")):
-        if record[key] != now[key]:
-            raise ValueError(f"--resume {path}: its {what} changed since then; begin a new run")
+    check_record(path, record, now)
     run.lock()
-    run.resume()
+    try:
+        run.resume()
+    except ValueError:
+        run.unlock()  # a notebook may try again
+        raise
     distributed.log(f"going on after step {run.steps_done}")
     return run
+
+
+def check_record(path: str, record: dict, now: dict):
+    """ValueError where run.json is not what this run wrote, or what it rests on has changed."""
+    for key, value in now.items():
+        if type(record.get(key)) is not type(value):
+            raise ValueError(f"{path}/run.json: {key} is damaged: restore it, or begin a new run")
+    result = record["result"]
+    numbers = all(isinstance(value, int | float | None) for value in result.values())
+    counts = all(type(value) is int for value in record["dropped"].values())
+    complete = not result or all(key in result for key in RESULT_FIELDS)
+    if not numbers or not counts or not complete:
+        raise ValueError(f"{path}/run.json: result or dropped is damaged: restore it, or begin a "
+                         "new run")
+
+    changes = {"fingerprint": "pairs", "weights": "model's weights or config.json",
+               "steps": "number of steps", "train_pairs": "number of pairs"}
+    for key, what in changes.items():
+        if record[key] != now[key]:
+            raise ValueError(f"--resume {path}: its {what} changed since then; begin a new run")
 
 
 def new_record(settings: Any, hardware: Machine, model_folder: Path, pairs: PairSets, steps: int,
@@ -246,7 +274,11 @@ class RunFolder:
 
     def states(self) -> list[Path]:
         """The saved states, the oldest first: one, but for a moment while it is replaced."""
-        return sorted((self.path / "state").glob("step-" + "[0-9]" * 6 + ".safetensors"))
+        folder = self.path / "state"
+        if folder.is_symlink():  # what is elsewhere may be another run's
+            raise ValueError(f"{folder} is a link: put the folder itself there")
+        files = [file for file in folder.glob("step-*.safetensors") if step_of(file) is not None]
+        return sorted(files, key=step_of)
 
     def resume(self):
         """Put the newest whole state in place."""
@@ -254,28 +286,46 @@ class RunFolder:
         for file in reversed(files):
             try:
                 self.load_state(file)
-            except SafetensorError as error:
-                distributed.log(f"{file} is damaged ({error}): going back to the one before")
+            except ValueError as error:
+                if file == files[0]:
+                    raise ValueError(f"{error}; remove it, and --resume {self.path} begins with "
+                                     "the first step again") from None
+                distributed.log(f"{error}: going back to the one before")
                 continue
-            self.steps_done = int(file.stem.removeprefix("step-"))
+            self.steps_done = step_of(file)
             break
-        if files and not self.steps_done:
-            raise ValueError(f"--resume {self.path}: no state in it can be read; begin a new run")
 
-        # A run that was killed may have left lines beyond the saved step.
+        # A run that was killed may have left lines beyond the saved step, the last one torn.
         metrics = self.path / "metrics.jsonl"
         if metrics.exists() and distributed.rank() == 0:
-            lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = []
+            for line in metrics.read_bytes().splitlines(keepends=True):
+                step = step_in(line)
+                if step is None:
+                    distributed.log(f"{metrics}: left out a damaged line: {line[:60]!r}")
+                elif step <= self.steps_done:
+                    kept.append(line)
             with replacing(metrics) as temporary:
-                temporary.write_text("".join(lines[:self.steps_done]), encoding="utf-8")
+                temporary.write_bytes(b"".join(kept))
 
     @torch.no_grad()
     def load_state(self, file: Path):
-        state = load_file(file)
+        """Put one state in place. ValueError names the file if it is damaged or another model's;
+        nothing is changed then."""
         trained = self.trained()
-        names = {key.partition("/")[2] for key in state}
-        if names != trained.keys():
+        needed = {}
+        for name, p in trained.items():
+            needed[f"step/{name}"] = ()
+            for kind in ("weight", "exp_avg", "exp_avg_sq"):
+                needed[f"{kind}/{name}"] = tuple(p.shape)
+        if shapes_in(file) != needed:
             raise ValueError(f"{file} is the state of another model: its tensors do not fit")
+        state = tinyrm.read_weights(file)
+        steps = {state[f"step/{name}"].item() for name in trained}
+        if steps != {step_of(file)} or step_of(file) > self.record["steps"]:
+            raise ValueError(f"{file} is no state of this run, which has {self.record['steps']} "
+                             f"steps: the optimizer in it has done {sorted(steps)}")
+
         for name, p in trained.items():
             p.copy_(state[f"weight/{name}"])
             self.optimizer.state[p] = {
@@ -298,6 +348,11 @@ class RunFolder:
         except torch.OutOfMemoryError:
             raise ValueError(f"out of GPU memory: go on with {resume} and a lower "
                              "--micro-tokens, or --checkpoint-layers") from None
+        except KeyboardInterrupt:
+            distributed.log(f"stopped; go on with: {resume}")
+            sys.exit(130)
+        except BrokenPipeError:  # of what is printed, not of the disk
+            raise
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.path}: {error}; if the disk is full, make room and go on with:"
                              f" {resume}") from None
@@ -312,8 +367,8 @@ class RunFolder:
         if distributed.rank() != 0:
             return
         result = self.record["result"]
-        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        result["seconds"] = round(sum(json.loads(line)["seconds"] for line in lines), 1)
+        seconds = [line["seconds"] for _, line in read_json_lines(self.path / "metrics.jsonl")]
+        result["seconds"] = round(sum(seconds), 1)
 
         adapter = bool(dora.adapters(self.model))
         if adapter:
@@ -357,3 +412,22 @@ class RunFolder:
                               self.programs.evaluate, adapter=name == "adapter")
             (folder / "README.md").write_text(card, encoding="utf-8")
             write_json(folder / "tinyrm.json", prompt_format.settings())
+
+
+def step_of(state: Path) -> int | None:
+    """The step in the name of a state's file; None for another file."""
+    digits = state.stem.removeprefix("step-")
+    if len(digits) < 6 or not digits.isascii() or not digits.isdigit():
+        return None
+    return int(digits)
+
+
+def step_in(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl; None for a damaged one."""
+    try:
+        fields = json.loads(line)
+        if type(fields["step"]) is int and isinstance(fields["seconds"], int | float):
+            return fields["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    return None

@@ -494,7 +494,7 @@ def rewrite_config(folder, change):
 def test_an_adapter_whose_config_lacks_a_number_is_one_line(tmp_path, key):
     save_adapted(tmp_path)
     rewrite_config(tmp_path, lambda config: config.pop(key))
-    with pytest.raises(ValueError, match=f"does not fit this model: '{key}'"):
+    with pytest.raises(ValueError, match=f"adapter_config.json: {key} is missing"):
         dora.load_adapter(small().float(), tmp_path)
 
 

@@ -123,14 +123,14 @@ def test_a_damaged_state_gives_way_to_the_one_before(stopped, capsys):
     newest.write_bytes(saved.read_bytes()[:1000])
     train.main(["--resume", str(run)])
     printed = capsys.readouterr().out
-    assert f"{newest} is damaged" in printed and "going on after step 3" in printed
+    assert f"{newest} cannot be read" in printed and "going on after step 3" in printed
 
 
 def test_a_run_whose_only_state_is_damaged_says_so(stopped):
     run = stopped()
     (saved,) = (run / "state").iterdir()
     saved.write_bytes(b"torn")
-    with pytest.raises(ValueError, match="no state in it can be read"):
+    with pytest.raises(ValueError, match="step-000003.* cannot be read .* remove it, and"):
         train.main(["--resume", str(run)])
 
 

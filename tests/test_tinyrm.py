@@ -95,7 +95,7 @@ def test_what_is_not_understood_is_written_back():
     (dict(model_type="bert"), "model_type is 'bert'"),
     (dict(mlp_bias=True), "mlp_bias is True"),
     (dict(hidden_activation="relu"), "hidden_activation is 'relu'"),
-    (dict(rope_parameters={GLOBAL: {"rope_type": "yarn"}}), "yarn RoPE is not built here"),
+    (dict(rope_parameters={GLOBAL: {"rope_type": "yarn"}}), "rope_type 'yarn' is not built here"),
     (dict(hidden_size=33), "hidden_size is not a multiple"),
     (dict(vocab_size=None), "a size is missing: vocab_size"),
     (dict(layer_types=[GLOBAL]), "layer_types does not have num_hidden_layers entries"),
@@ -592,7 +592,7 @@ def test_a_folder_without_a_config_is_no_model_folder(tmp_path):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("{", r"config\.json: Expecting property name"),
+    ("{", r"config\.json: not valid JSON \(Expecting property name"),
     (json.dumps(hub_config(model_type="bert")), r"config\.json: model_type is 'bert'"),
 ])
 def test_a_bad_config_is_named(tmp_path, text, message):

@@ -676,7 +676,7 @@ def test_the_script_prints_the_line_and_exits_with_2(tmp_path):
 def test_a_loss_that_is_not_finite_names_step_rate_and_lines(flags, tiny, tmp_path):
     model = tinyrm.load(tiny)
     with torch.no_grad():
-        model.head.dense.weight[0, 0] = torch.nan
+        model.head.dense.weight[0] = 3e38
     tinyrm.save(model, tmp_path / "broken")
     tokenizer = (tiny / "tokenizer.json").read_text()
     (tmp_path / "broken/tokenizer.json").write_text(tokenizer)
