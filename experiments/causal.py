@@ -32,6 +32,7 @@ import evaluate  # noqa: E402
 import train  # noqa: E402
 from data import PromptFormat, Row  # noqa: E402
 from infra.flags import Programs  # noqa: E402
+from infra.stopping import exit_code_of  # noqa: E402
 from tinyrm import (  # noqa: E402
     Config,
     Linear,
