@@ -237,20 +237,40 @@ def load_tokenizer(folder: str | Path) -> RowTokenizer:
     except Exception as error:  # the library raises nothing more precise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: no tokenizer ({reason}): give a whole model folder") from None
-    names = special_tokens(folder)
-    special_ids = {slot: library.token_to_id(name) for slot, name in names.items()}
-
+    index_of = library.token_to_id  # also of the pieces that are renamed next
     if isinstance(library.model, Unigram):
         library = without_special_pieces(library)
     library.no_truncation()
     library.no_padding()
     library.encode_special_tokens = True  # that is: as text
-    for slot, name in names.items():
+
+    # The tokens of the roles. Where the files name no cls and sep, bos and eos (which begin and end
+    # a text) have their roles.
+    named = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        config = {}
+        if (folder / name).is_file():
+            config = read_json(folder / name)
+        for role in ("cls_token", "bos_token", "sep_token", "eos_token", "mask_token"):
+            token = config.get(role)
+            if isinstance(token, dict):  # {"content": "[MASK]", "lstrip": true, ...}
+                token = token.get("content")
+            if token:
+                named[role] = str(token)
+    tokens = {
+        CLS: named.get("cls_token", named.get("bos_token", "[CLS]")),
+        SEP: named.get("sep_token", named.get("eos_token", "[SEP]")),
+        MASK: named.get("mask_token", "[MASK]"),
+    }
+
+    special_ids = {}
+    for slot, token in tokens.items():
+        index = index_of(token)
         # as text it must give other ids: a response may well hold the word "[MASK]"
-        as_text = library.encode(name, add_special_tokens=False).ids
-        if special_ids[slot] is None or special_ids[slot] in as_text:
-            raise ValueError(f"{path}: no special token {name[:40]!r}: use the tokenizer of a "
+        if index is None or index in library.encode(token, add_special_tokens=False).ids:
+            raise ValueError(f"{path}: no special token {token[:40]!r}: use the tokenizer of a "
                              "ModernBERT")
+        special_ids[slot] = index
     return RowTokenizer(library, special_ids)
 
 
@@ -264,27 +284,6 @@ def without_special_pieces(library: Tokenizer) -> Tokenizer:
         if piece[0] in special:
             piece[0] = " " + piece[0]
     return Tokenizer.from_str(json.dumps(raw))
-
-
-def special_tokens(folder: Path) -> dict[Slot, str]:
-    """The tokens of the roles, by tokenizer_config.json or special_tokens_map.json. Where these
-    name no cls and sep, bos and eos (which begin and end a text) have their roles."""
-    named = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if not (folder / name).is_file():
-            continue
-        config = read_json(folder / name)
-        for role in ("cls_token", "bos_token", "sep_token", "eos_token", "mask_token"):
-            token = config.get(role)
-            if isinstance(token, dict):  # {"content": "[MASK]", "lstrip": true, ...}
-                token = token.get("content")
-            if token:
-                named[role] = str(token)
-    return {
-        CLS: named.get("cls_token", named.get("bos_token", "[CLS]")),
-        SEP: named.get("sep_token", named.get("eos_token", "[SEP]")),
-        MASK: named.get("mask_token", "[MASK]"),
-    }
 
 
 # ------------------------------------------------------------------------------- from pair to rows
