@@ -70,8 +70,12 @@ def check_model(base: Path, adapter: Path | None = None):
 
     # every token needs a row of the embedding
     if (tokenizer_folder / "tokenizer.json").is_file():
-        vocabulary = data.load_tokenizer(tokenizer_folder).library.get_vocab()
-        last = max(vocabulary.values(), default=0)
+        tokenizer = data.load_tokenizer(tokenizer_folder)
+        library = tokenizer.library
+        special = {i for i, t in library.get_added_tokens_decoder().items() if t.special}
+        # of special tokens no other occurs in a row than these three
+        used = set(library.get_vocab().values()) - special | set(tokenizer.special_ids.values())
+        last = max(used, default=0)
         if last >= V:
             raise ValueError(f"{tokenizer_folder}/tokenizer.json has the token id {last}, but the "
                              f"vocab_size of the model is {V}: they do not belong together")
