@@ -36,7 +36,6 @@ from data import (  # noqa: E402
     Pair,
     PromptFormat,
     load_tokenizer,
-    special_tokens,
 )
 from infra.card import (  # noqa: E402
     accuracy_line,
@@ -135,7 +134,9 @@ def export(run: Path | str, out: Path | str):
     run, out = Path(run), Path(out)
     record, folder = read_json(run / "run.json"), run / "model"
     prompt_format = read_format(folder)
-    names = special_tokens(folder)
+    library = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    special_ids = prompt_format.tokenizer.special_ids
+    names = {slot: library.id_to_token(index) for slot, index in special_ids.items()}
     check_seams(prompt_format, names)
     if out.exists():
         raise ValueError(f"{out} is already there: give another folder")

@@ -149,7 +149,8 @@ def record(base="answerdotai/ModernBERT-large", data=("hub",), repositories=()):
     return {"base": base, "settings": {"data": list(data)}, "revisions": revisions}
 
 
-PKU, SKYWORK = "PKU-Alignment/PKU-SafeRLHF", "Skywork/Skywork-Reward-Preference-80K-v0.2"
+PKU = "PKU-Alignment/PKU-SafeRLHF-30K"
+SKYWORK = "Skywork/Skywork-Reward-Preference-80K-v0.2"
 
 
 @pytest.mark.parametrize("made_of, names", [
