@@ -31,7 +31,8 @@ SEED = int(os.environ.get("FAULT_SEED", 0))
 # --- what happens to a file ------------------------------------------------------------------
 
 EXTREMES = [None, True, False, 0, 1, -1, 3, 0.5, 10**12, 10**400, 1e-300, float("nan"),
-            float("inf"), "", "16", "abc", "x" * 100_000, "a\nb", "../../etc", "\0", [], [1], ["a"] * 3, {},
+            float("inf"), "", "16", "abc", "x" * 100_000, "a\nb", "../../etc", "\0",
+            [], [1], ["a"] * 3, {},
             {"a": 1}, [[]], {"rope_theta": "1"}, {"full_attention": {"rope_theta": float("nan")}},
             {"rope_type": "yarn", "factor": 4}, {"sliding_attention": {"rope_theta": -1}}]
 WRONG_TOPS = [b"", b"null", b"[]", b"3", b'"text"', b"[" * 100_000, b'{"a":' * 100_000, b"{}",

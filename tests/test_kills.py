@@ -1,8 +1,8 @@
 """Killed at any moment, before an operation on a file or inside a write, a run resumes to the same
 bits or begins again.
 
-    pytest tests/test_kills.py             at some moments
-    pytest tests/test_kills.py -m slow     at all of them
+    pytest tests/test_kills.py                at some moments
+    KILL_ALL=1 pytest tests/test_kills.py     at all of them, some minutes
 
 A kill is os._exit in a forked child: nothing is flushed, closed or cleaned up after it.
 """
@@ -136,21 +136,17 @@ def whole(begin, tmp_path):
     return bits, int((tmp_path / "count").read_text())
 
 
-def kill_everywhere(points, begin, bits, run):
-    for kill_at in points:
+def test_killed_at_an_operation_on_a_file_a_run_comes_to_the_same_bits(begin, whole, tmp_path):
+    bits, operations = whole
+    assert operations > 50
+    every = operations // 4
+    if os.environ.get("KILL_ALL"):
+        every = 1
+    run = tmp_path / "run"
+    for kill_at in range(3 % every, operations + 1, every):
+        if kill_at == 0:
+            continue
         assert in_child(begin, run, kill_at) == KILLED, kill_at
         go_on(begin, run)
         assert bits_of(run) == bits, kill_at
         shutil.rmtree(run)
-
-
-def test_killed_at_some_operations_a_run_comes_to_the_same_bits(begin, whole, tmp_path):
-    bits, operations = whole
-    kill_everywhere(range(3, operations + 1, operations // 6), begin, bits, tmp_path / "run")
-
-
-@pytest.mark.slow
-def test_killed_before_every_operation_and_inside_every_write(begin, whole, tmp_path):
-    bits, operations = whole
-    assert operations > 50
-    kill_everywhere(range(1, operations + 1), begin, bits, tmp_path / "run")
