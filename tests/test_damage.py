@@ -30,8 +30,9 @@ SEED = int(os.environ.get("FAULT_SEED", 0))
 
 # --- what happens to a file ------------------------------------------------------------------
 
-EXTREMES = [None, True, False, 0, 1, -1, 3, 0.5, 10**12, 10**400, 1e-300, float("nan"), float("inf"),
-            "", "16", "abc", "x" * 100_000, "a\nb", "../../etc", "\0", [], [1], ["a"] * 3, {},
+EXTREMES = [None, True, False, 0, 1, -1, 3, 0.5, 10**12, 10**400, 1e-300, float("nan"),
+            float("inf"), "", "16", "abc", "x" * 100_000, "a\nb", "../../etc", "\0",
+            [], [1], ["a"] * 3, {},
             {"a": 1}, [[]], {"rope_theta": "1"}, {"full_attention": {"rope_theta": float("nan")}},
             {"rope_type": "yarn", "factor": 4}, {"sliding_attention": {"rope_theta": -1}}]
 WRONG_TOPS = [b"", b"null", b"[]", b"3", b'"text"', b"[" * 100_000, b'{"a":' * 100_000, b"{}",
@@ -87,8 +88,8 @@ def damage_weights(body: bytes, rng) -> bytes:
     elif what == 6:
         state[rng.choice(["junk", "decoder.weight", name + ".x"])] = torch.zeros(3)
     elif what == 7:
-        shapes = [torch.ones(()), torch.ones(1), torch.ones(1, 1), tensor[None], tensor.flatten()[1:],
-                  torch.ones(0), tensor.mT.contiguous() if tensor.ndim > 1 else torch.ones(2, 2)]
+        shapes = [torch.ones(()), torch.ones(1), torch.ones(1, 1), tensor[None],
+                  tensor.flatten()[1:], torch.ones(0), torch.ones(2, 2)]
         state[name] = rng.choice(shapes)
     elif what == 8:
         state[name] = tensor.to(rng.choice([torch.int32, torch.bool, torch.int64, torch.uint8]))

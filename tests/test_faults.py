@@ -14,11 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import data
 import dora
+import evaluate
 import tinyrm
 import train
+from infra.checks import check_model
 from infra.files import replacing
-from infra.hub import ROOT
+from infra.hub import ROOT, fetch_model
 
 
 @pytest.fixture
@@ -251,3 +254,148 @@ def test_the_shards_that_an_index_names_are_read(tiny, tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     for name, w in tinyrm.load(folder).state_dict().items():
         assert torch.equal(w, state[name])
+
+
+# --- what is judged with ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    """A model folder of one's own, to spoil."""
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny, folder)
+    return folder
+
+
+def change_json(file, **changes):
+    raw = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(raw | changes))
+
+
+def test_a_fresh_classifier_does_not_judge(copy):
+    change_json(copy / "tinyrm.json", head="cls")
+    with pytest.raises(ValueError, match="tinyrm.json: head cls, but .* without a classifier"):
+        evaluate.RewardModel.load(copy, device="cpu")
+
+
+def test_weights_that_are_no_numbers_are_named(copy):
+    state = load_file(copy / "model.safetensors")
+    state["decoder.bias"][3] = torch.nan
+    save_file(state, copy / "model.safetensors")
+    with pytest.raises(ValueError, match="model.safetensors: decoder.bias is not all finite"):
+        tinyrm.load(copy)
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(copy):
+    change_json(copy / "config.json", vocab_size=100)
+    with pytest.raises(ValueError, match="tokenizer.json has the token id .* vocab_size .* is 100"):
+        check_model(copy)
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(rope_scaling={"rope_type": "yarn", "factor": 4}), "rope_scaling"),
+    (dict(num_hidden_layers=10**12), "num_hidden_layers"),
+    (dict(vocab_size="16"), "vocab_size"),
+    (dict(sliding_window=7), "sliding_window"),
+    (dict(decoder_bias=False), "decoder_bias"),
+])
+def test_a_key_that_changes_the_result_is_refused_by_name(copy, changes, message):
+    change_json(copy / "config.json", **changes)
+    with pytest.raises(ValueError, match=f"config.json: {message}"):
+        check_model(copy)
+        tinyrm.load(copy)
+
+
+def test_another_key_is_named_once_and_ignored(copy, capsys):
+    change_json(copy / "config.json", novelty=3, nothing=None)
+    check_model(copy)
+    check_model(copy)
+    assert capsys.readouterr().out.count("ignored: 'novelty'") == 1
+
+
+def test_a_file_that_is_larger_than_its_config_says_is_not_read(copy):
+    with open(copy / "model.safetensors", "r+b") as file:
+        file.truncate(3 * 2**30)  # it has holes, and takes no room on the disk
+    with pytest.raises(ValueError, match="has 3,221,225,472 bytes, where config.json asks"):
+        check_model(copy)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("init_lora_weights", "pissa"), ("init_lora_weights", "olora"), ("rank_pattern", {"Wi": 4}),
+    ("modules_to_save", ["embeddings"]), ("task_type", "TOKEN_CLS"), ("something_new", 1),
+    ("task_type", "SEQ_CLS"),
+])
+def test_an_adapter_of_another_kind_is_refused_by_name(copy, tmp_path, key, value):
+    model = tinyrm.load(copy)
+    dora.adapt(model, rank=2)
+    dora.save_adapter(model, tmp_path / "adapter", str(copy))
+    dora.load_adapter(tinyrm.load(copy), tmp_path / "adapter")
+    change_json(tmp_path / "adapter/adapter_config.json", **{key: value})
+    with pytest.raises(ValueError, match=f"adapter_config.json: .*{key}"):
+        dora.load_adapter(tinyrm.load(copy), tmp_path / "adapter")
+
+
+def test_the_base_of_an_adapter_may_be_given_from_where_it_is(copy, tmp_path):
+    model = tinyrm.load(copy)
+    dora.adapt(model, rank=2)
+    dora.save_adapter(model, tmp_path / "adapter", "../copy")
+    assert evaluate.base_folder(tmp_path / "adapter").resolve() == copy
+
+
+def test_a_model_that_does_not_exist_is_found_before_the_first_judges(tiny, pairs_file, tmp_path):
+    with pytest.raises(ValueError, match="/no/such: no such folder"):
+        evaluate.main([str(tiny), "/no/such", str(pairs_file), "--out", str(tmp_path / "out")])
+
+
+def test_a_lone_response_wins_half():
+    item = data.Item("p", ("only",))
+    judged = evaluate.Judged(item, torch.zeros(1, 1).numpy())
+    assert judged.mean_win_probability().tolist() == [0.5]
+
+
+def test_a_password_of_the_hub_is_not_printed(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("https://me:secret@hub.example/api: no answer")
+
+    monkeypatch.setattr("infra.hub.snapshot_download", fail)
+    with pytest.raises(ValueError, match="//hub.example/api") as error:
+        fetch_model("org/name")
+    assert "secret" not in str(error.value)
+
+
+def test_a_name_with_a_line_break_is_no_run(flags, tmp_path):
+    with pytest.raises(ValueError, match="--out .*without line breaks"):
+        train.main(flags(out=tmp_path / "a\nb"))
+
+
+def test_states_behind_a_link_are_left_alone(stopped, tmp_path):
+    run = stopped()
+    shutil.move(run / "state", tmp_path / "elsewhere")
+    (run / "state").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="state is a link"):
+        train.main(["--resume", str(run)])
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 1
+
+
+@pytest.mark.parametrize("step", [4, 9, 1234567])
+def test_a_state_of_another_step_than_its_name_is_refused(stopped, step):
+    run = stopped()
+    (saved,) = (run / "state").iterdir()
+    saved.rename(saved.with_name(f"step-{step:06d}.safetensors"))
+    with pytest.raises(ValueError, match=f"step-.*{step}.safetensors is no state of this run"):
+        train.main(["--resume", str(run)])
+
+
+# --- promises as they are --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype, most", [("fp32", 1e-5), ("bf16", 0.12)])
+def test_a_score_depends_on_its_batch_by_rounding_alone(pairs_file, dtype, most):
+    judge = evaluate.RewardModel.load("nano", device="cpu", dtype=dtype)
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    pairs = [data.Pair(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+    rows_of_pairs, _ = judge.prompt_format.rows(pairs)
+    alone = [judge.score_batch(data.pack([row_0]))[0] for row_0, _ in rows_of_pairs]
+    together = judge.score_batch(data.pack([row_0 for row_0, _ in rows_of_pairs]))
+    assert together == judge.score_batch(data.pack([row_0 for row_0, _ in rows_of_pairs]))
+    assert max(abs(a - b) for a, b in zip(alone, together, strict=True)) <= most

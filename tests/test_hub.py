@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from hub_server import HubServer, benchmark_repositories, json_lines, parquet, skywork_row
+from huggingface_hub import snapshot_download
 from safetensors.torch import load
 from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM
@@ -121,6 +122,16 @@ def test_a_model_is_fetched_once_and_then_needs_no_network(hub, tmp_path):
         assert fetch_model("org/base") == folder
     with hub.client(tmp_path, HF_HUB_OFFLINE="1"):
         assert fetch_model("org/base") == folder
+
+
+def test_without_a_network_only_the_files_that_are_read_are_needed(hub, tmp_path):
+    # as another program left them in the cache, without a file that nothing here reads
+    hub.repos["model:org/base"] = hub.repos["model:org/base"] | {"generation_config.json": b"{}"}
+    with hub.client(tmp_path):
+        needed = ["config.json", "model.safetensors", "tokenizer*"]
+        folder = snapshot_download("org/base", allow_patterns=needed)
+        hub.gone()
+        assert str(fetch_model("org/base")) == folder
 
 
 def test_a_version_is_the_commit_on_the_hub(hub, tmp_path):
