@@ -219,6 +219,7 @@ def main(argv: list[str] | None = None):
         raise ValueError(f"--host {flags.host} --port {flags.port}: {error}") from None
     try:
         signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)  # a shell's background jobs ignore it
         print(f"{flags.model} answers on http://{flags.host}:{server.server_port}", flush=True)
         server.serve_forever(poll_interval=0.1)
     except KeyboardInterrupt:
