@@ -78,6 +78,10 @@ class Disk:
 def in_child(argv, folder, kill_at=None) -> int:
     """Run train.py in a forked child, and kill it there. Returns its exit code; the number of
     operations on files stands in the file `count`."""
+    return end_of(start_child(argv, folder, kill_at))
+
+
+def start_child(argv, folder, kill_at=None) -> int:
     child = os.fork()
     if child == 0:
         code = 1
@@ -94,6 +98,10 @@ def in_child(argv, folder, kill_at=None) -> int:
             code = 2
         finally:
             os._exit(code)
+    return child
+
+
+def end_of(child: int) -> int:
     signal.alarm(60)  # nothing may hang
     _, status = os.waitpid(child, 0)
     signal.alarm(0)
@@ -150,3 +158,32 @@ def test_killed_at_an_operation_on_a_file_a_run_comes_to_the_same_bits(begin, wh
         go_on(begin, run)
         assert bits_of(run) == bits, kill_at
         shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 9, 16, 25])
+def test_killed_while_it_resumes_a_run_comes_to_the_same_bits(begin, whole, tmp_path, kill_at):
+    bits, operations = whole
+    run = tmp_path / "run"
+    assert in_child(begin, run, operations // 2) == KILLED
+    assert in_child(["--resume", str(run)], run, kill_at) == KILLED
+    go_on(begin, run)
+    assert bits_of(run) == bits
+
+
+def test_of_two_that_begin_together_in_one_folder_one_is_refused(begin, whole, tmp_path):
+    bits, _ = whole
+    run = tmp_path / "run"
+    children = [start_child(begin, run) for _ in range(2)]
+    assert sorted(end_of(child) for child in children) == [0, 2]
+    assert bits_of(run) == bits
+
+
+def test_of_two_that_resume_a_run_together_one_is_refused(begin, whole, tmp_path):
+    bits, operations = whole
+    run = tmp_path / "run"
+    assert in_child(begin, run, operations // 2) == KILLED
+    children = [start_child(["--resume", str(run)], run) for _ in range(2)]
+    codes = sorted(end_of(child) for child in children)
+    # where one had ended before the other looked, that one finds a finished run
+    assert codes in ([0, 2], [0, 0])
+    assert bits_of(run) == bits
