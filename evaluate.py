@@ -692,6 +692,8 @@ def parse(argv: list[str] | None, program: str = OURS.evaluate) -> argparse.Name
                          "PROMPT RESPONSE RESPONSE, or --rank IN OUT; see --help")
     if flags.limit < 0:
         raise ValueError(f"--limit {flags.limit}: give a positive number, or 0 for all")
+    if flags.max_length is not None and flags.max_length < 16:
+        raise ValueError(f"--max-length {flags.max_length}: give 16 or more")
     if flags.json and not flags.ask:
         raise ValueError("--json: goes with --ask; what else is judged is JSON in files")
 
