@@ -118,8 +118,17 @@ def bits_of(run) -> str:
     return f"{digest.hexdigest()} {result} {steps}"
 
 
+def is_finished(run) -> bool:
+    """Also if it was killed after its last word."""
+    if not (run / "run.json").exists():
+        return False
+    return "accuracy_after" in json.loads((run / "run.json").read_text())["result"]
+
+
 def go_on(begin, run):
     """What a user does after a kill, until the run is finished."""
+    if is_finished(run):
+        return
     for argv in (["--resume", str(run)], begin):
         if argv == begin and run.exists():  # without run.json there is nothing to go on with
             assert not (run / "state").exists()
