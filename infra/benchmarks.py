@@ -524,12 +524,21 @@ class RowKey(NamedTuple):
     subset: str
     prompt: str  # its hash
     responses: int  # how many there are
+    comparisons: int  # how many pairs of them are compared
 
 
 def row_key(place: int, split: str, line: int, row: dict, item: Item) -> RowKey:
     """The key of an item that was made of this row."""
-    prompt, responses = prompt_key(item.prompt), len(item.responses)
-    return RowKey(place, split, line, row_id(row), item.subset, prompt, responses)
+    return RowKey(
+        place=place,
+        split=split,
+        line=line,
+        id=row_id(row),
+        subset=item.subset,
+        prompt=prompt_key(item.prompt),
+        responses=len(item.responses),
+        comparisons=len(item.comparisons()),
+    )
 
 
 class EvalSet(NamedTuple):
