@@ -181,7 +181,7 @@ def test_both_judges_are_compared_on_the_rows_of_both(read):
     assert second["lines"][0]["difference"][0] == pytest.approx(1 / 3)
 
     text = show_comparison(made)
-    assert "3 rows of both, 1 rows without scores, 1 scores without a row" in text
+    assert "3 rows of both, 1 row without scores, 1 score without a row" in text
     assert "A = us" in text and "B = " in text and " B - A +0.333 [" in text
 
 
