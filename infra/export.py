@@ -1,8 +1,9 @@
 """A scalar reward model for everyone's tools: `python infra/export.py RUN DIR`.
 
-RUN is the folder of a run of `train.py --context single --head cls`, or its model/. DIR becomes one folder that
-transformers' AutoModelForSequenceClassification opens with num_labels = 1, and whose tokenizer has
-a chat template: what TRL's trainers take as a reward model by its name, with nothing of ours.
+RUN is the folder of a run of `train.py --context single --head cls`, or its model/. DIR becomes one
+folder that transformers' AutoModelForSequenceClassification opens with num_labels = 1, and whose
+tokenizer has a chat template: what TRL's trainers take as a reward model by its name, with nothing
+of ours.
 
 - The score of a response is the difference of its two classes, z_0 - z_1 = (w_0 - w_1) h + b_0 -
   b_1: the two rows of the classifier become one.
@@ -148,6 +149,8 @@ def export(run: Path | str, out: Path | str):
         run = run.resolve().parent
     record, folder = read_json(run / "run.json"), run / "model"
     missing = [key for key in RECORDED if key not in record]
+    if not missing and "n" not in record["result"]:
+        missing = ["result of a finished run"]
     if missing:
         raise ValueError(f"{run}/run.json has no {missing[0]}: it is not of this version of "
                          "train.py; train again, or export with the version that trained it")

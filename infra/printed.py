@@ -117,11 +117,14 @@ def calibration_lines(numbers: dict) -> list[str]:
 
 
 LEGEND = f"""
-accuracy     share of the verdicts, by both orders, that are right
-score        what the benchmark makes of them
-[95 %]       from {RESAMPLES:,} samples of the prompts; Wilson's if under {FEW} are right, or wrong
-right/n      verdicts that are right, of how many; without weights, a tie as the benchmark counts it
-if shorter   the same where the better response is the shorter one
+accuracy     share of the comparisons that are judged right, by the mean of both orders
+score        the number that the benchmark itself reports
+[95 %]       its interval, from {RESAMPLES:,} samples of the prompts, drawn with replacement; Wilson's
+             formula where fewer than {FEW} prompts are right, or fewer than {FEW} wrong
+right/n      how many comparisons are judged right, of how many; each counts alike, a tie as the
+             benchmark counts it
+if shorter   the share that is right where the better response is the shorter one, of how many
 longer wins  what a judge would score that always takes the longer response
-B - A        how far B is above A on the same prompts, with its own (paired) interval
-ECE          mean gap between confidence and accuracy; a temperature divides all log-odds"""
+B - A        how much higher B is than A on the same prompts, and the interval of this difference
+ECE          how far the confidence is from the share that is right, on average
+temperature  what all log-odds are divided by; the best one makes the confidence fit"""
