@@ -841,6 +841,12 @@ def judge_all(reward_model: RewardModel, eval_set: EvalSet) -> list[Judged]:
     return [without_texts(one) for one in with_progress(judged, total, "judged")]
 
 
+def check_unchanged(path: Path, version: str):
+    """ValueError if a file is no longer the one that was read at first."""
+    if not path.is_file() or version_of(path) != version:
+        raise ValueError(f"{path}: it was changed while it was judged: judge it again")
+
+
 def judge_set(
     reward_model: RewardModel,
     name: str,
@@ -853,8 +859,8 @@ def judge_set(
     count = len(eval_set.items)
     print(f"\njudging {count:,} items of {name} ({eval_set.source})", flush=True)
     judged = judge_all(reward_model, eval_set)
-    if name not in BENCHMARKS and version_of(Path(name)) != eval_set.source:
-        raise ValueError(f"{name}: it was changed while it was judged: judge it again")
+    if name not in BENCHMARKS:
+        check_unchanged(Path(name), eval_set.source)
     summary, draws = report(eval_set.measure, judged, first_draws)
 
     # an entry of results.json

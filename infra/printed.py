@@ -119,8 +119,8 @@ def calibration_lines(numbers: dict) -> list[str]:
 LEGEND = f"""
 accuracy     share of the comparisons that are judged right, by the mean of both orders
 score        the number that the benchmark itself reports
-[95 %]       its interval, from {RESAMPLES:,} samples of the prompts, drawn with replacement; Wilson's
-             formula where fewer than {FEW} prompts are right, or fewer than {FEW} wrong
+[95 %]       its interval, from {RESAMPLES:,} samples of the prompts, drawn with replacement;
+             Wilson's formula where fewer than {FEW} prompts are right, or fewer than {FEW} wrong
 right/n      how many comparisons are judged right, of how many; each counts alike, a tie as the
              benchmark counts it
 if shorter   the share that is right where the better response is the shorter one, of how many

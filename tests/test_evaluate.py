@@ -799,7 +799,7 @@ def test_a_prompt_that_is_too_long_does_not_end_a_run(tiny, tmp_path, capsys):
     ["MODEL", "ok.jsonl", "--limit", "-1"],
     ["MODEL", "ok.jsonl", "--max-length", "-1"],
     ["MODEL", "--ask", "prompt", "one", "two", "--limit", "3"],
-    ["MODEL", "--rank", "ok.jsonl", "new.jsonl", "--out", "new"],
+    ["MODEL", "--ask", "prompt", "one", "two", "--out", "new"],
     ["MODEL", "ok.jsonl", "--against", "missing.jsonl"],
     ["MODEL", "ok.jsonl", "--against", "ok.jsonl"],
     ["MODEL", "ok.jsonl", "rewardbench", "--against", "ok.jsonl"],
