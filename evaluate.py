@@ -16,9 +16,10 @@ Two protocols, on the log-odds x of the two label words in a row:
             difference as a limitation). Its x is a score s of it (Bradley-Terry):
             P(i is better than j) = sigmoid(s_i - s_j)
 
-With x_ij = s_i - s_j the second formula is the first one, as 1 - sigmoid(-x) = sigmoid(x). So for
-an item of k responses one table (k, k) is all that the arithmetic needs. P > 1/2 exactly where
-x_ij > x_ji: the sign of x - x.T is the verdict of both orders, and equal responses tie exactly.
+Both give one table x (k, k) for the k responses of an item; all else is computed from it. That
+works as with x_ij = s_i - s_j the second formula is the first one: 1 - sigmoid(-x) = sigmoid(x).
+P > 1/2 exactly where x_ij > x_ji: the sign of x - x.T is the verdict of both orders, and equal
+responses tie exactly.
 
 The file goes in this order: a judged item; the judge; how items become batches of rows, and rows
 judged items; stored models; the command line. Benchmarks and their reports are in infra/.
@@ -52,7 +53,7 @@ from infra.hub import fetch_model, version_of
 from infra.machine import pick_device
 from infra.pairs import to_text
 from infra.prefetch import one_ahead
-from infra.printed import LEGEND, show
+from infra.printed import LEGEND, counted, show
 from infra.progress import with_progress
 from infra.ranked_rows import (
     ROWS_AT_A_TIME,
@@ -227,6 +228,8 @@ class RewardModel:
         if is_one_prompt(prompt):
             return self.compare([prompt], [a], [b], domains)[0]
 
+        check_side(a, "a", len(prompt))
+        check_side(b, "b", len(prompt))
         items = make_items(prompt, list(zip(a, b, strict=True)), domains)
         return [float(judged.win_probabilities()[0, 1]) for judged in self.judge(items)]
 
@@ -238,9 +241,9 @@ class RewardModel:
     ) -> list[Ranked] | list[list[Ranked]]:
         """The responses, best first. For lists of prompts and of lists of responses a list.
 
-        Up to ALL_PAIRS responses are compared each with each, k (k - 1) / 2 pairs; more of them
-        play a tournament. In context "single" k are scored. The order in which they are given does
-        not matter."""
+        Up to ALL_PAIRS different responses are compared each with each, k (k - 1) / 2 pairs; more
+        of them play a tournament. In context "single" k are scored. The order in which they are
+        given does not matter."""
         # one prompt is a list of one
         if is_one_prompt(prompt):
             return self.rank([prompt], [responses], domains)[0]
@@ -251,14 +254,16 @@ class RewardModel:
         ranked = [[] for _ in items]
         few, many = [], []  # indices of items
         for index, item in enumerate(items):
-            if self.single or len(item.responses) <= ALL_PAIRS:
+            if self.single or len(set(item.responses)) <= ALL_PAIRS:
                 few.append(index)
             else:
                 many.append(index)
 
         # each with each
         for index, judged in zip(few, self.judge(items[i] for i in few), strict=True):
-            asked = len(comparisons(items[index], self.single))
+            # equal responses are asked about once, and never against each other
+            distinct = items[index]._replace(responses=tuple(set(items[index].responses)))
+            asked = len(comparisons(distinct, self.single))
             ranked[index] = ranking(judged, asked)
 
         # tournaments, whose rounds are played side by side
@@ -300,11 +305,17 @@ class RewardModel:
 
     @torch.inference_mode()
     def score_batch(self, batch: Batch) -> list[float]:
-        """The log-odds of label 0 over label 1 in each row of a batch: B numbers."""
+        """The log-odds of label 0 over label 1 in each row of a batch: B numbers. ValueError if one
+        is not finite."""
         h = self.model(batch.tokens, batch.starts, batch.read_at)  # (B, D)
         logits = self.model.logits(h, self.label_ids)  # (B, 2), also of head "cls"
         logits = logits.double().cpu()
-        return (logits[:, 0] - logits[:, 1]).tolist()
+        log_odds = logits[:, 0] - logits[:, 1]  # (B,)
+        if not log_odds.isfinite().all():
+            name = "the model" if self.about is None else self.about["model"]
+            raise ValueError(f"{name} gives no finite number: its weights are damaged, or its "
+                             "precision overflows (--dtype fp32 has the widest)")
+        return log_odds.tolist()
 
 
 def make_items(prompts: list, responses: list, domains: str | list[str]) -> list[Item]:
@@ -327,6 +338,16 @@ def make_items(prompts: list, responses: list, domains: str | list[str]) -> list
     return items
 
 
+def check_side(responses: str | list, name: str, prompts: int):
+    """Whether `compare` was given a list of as many responses as there are prompts."""
+    if is_one_prompt(responses):
+        raise ValueError(f"{name} is one response, but prompts are a list, of {prompts}: give a "
+                         "list of responses")
+    if len(responses) != prompts:
+        raise ValueError(f"{name} has {len(responses)} responses to {prompts} prompts: give as "
+                         "many")
+
+
 def is_one_prompt(prompt: str | list) -> bool:
     """A string or a list of messages; else it is a list of prompts."""
     if isinstance(prompt, (list, tuple)):
@@ -337,6 +358,7 @@ def is_one_prompt(prompt: str | list) -> bool:
 def ranking(judged: Judged, asked: int) -> list[Ranked]:
     """The responses of a judged item, best first; equals in the order of their texts."""
     wins = judged.mean_win_probability()  # (k,)
+    standing = judged.standing()  # (k,)
     scores = judged.scores  # of context "single"
     if scores is None:
         scores = judged.mean_log_odds()
@@ -344,7 +366,7 @@ def ranking(judged: Judged, asked: int) -> list[Ranked]:
     # the rank is one more than how many are better
     ranked = []
     for index, response in enumerate(judged.item.responses):
-        rank = 1 + int((wins > wins[index]).sum())
+        rank = 1 + int((standing > standing[index]).sum())
         win, score = float(wins[index]), float(scores[index])
         ranked.append(Ranked(rank, index, response, win, score, asked))
     return sorted(ranked, key=lambda one: (one.rank, one.response))
@@ -654,7 +676,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     add = parser.add_argument_group("the machine").add_argument
     add("--device", default="auto", help="auto, cpu or cuda (default: auto, cuda where there is)")
     add("--dtype", default="auto",
-        help="auto, fp32 or bf16 (default: auto, bf16 on a GPU that has it)")
+        help="auto, fp32 or bf16 (default: auto, bf16 on CUDA, else fp32)")
 
     add = parser.add_argument_group("the files").add_argument
     add("--against", type=Path, metavar="SCORES",
@@ -694,6 +716,9 @@ def parse(argv: list[str] | None, program: str = OURS.evaluate) -> argparse.Name
         raise ValueError(f"--limit {flags.limit}: give a positive number, or 0 for all")
     if flags.max_length is not None and flags.max_length < 16:
         raise ValueError(f"--max-length {flags.max_length}: give 16 or more")
+    if not flags.data and (flags.limit or flags.out):
+        raise ValueError("--limit and --out go with a benchmark or a file that is judged, not with "
+                         "--ask and --rank")
     if flags.json and not flags.ask:
         raise ValueError("--json: goes with --ask; what else is judged is JSON in files")
 
@@ -752,10 +777,11 @@ def answer(reward_model: RewardModel, flags: argparse.Namespace):
 
 def print_ranking(reward_model: RewardModel, prompt: str, responses: list[str]):
     ranked = reward_model.rank(prompt, responses)
+    asked = ranked[0].asked
     if reward_model.single:
-        print(f"{ranked[0].asked} scores")
+        print(counted(asked, "score"))
     else:
-        print(f"{ranked[0].asked} comparisons, in both orders")
+        print(f"{counted(asked, 'comparison')}, in both orders")
     for one in ranked:
         print(f"{one.rank:3}.  wins {one.win:.3f}  log-odds {one.score:+.3f}  {one.response}")
 
@@ -815,6 +841,12 @@ def judge_all(reward_model: RewardModel, eval_set: EvalSet) -> list[Judged]:
     return [without_texts(one) for one in with_progress(judged, total, "judged")]
 
 
+def check_unchanged(path: Path, version: str):
+    """ValueError if a file is no longer the one that was read at first."""
+    if not path.is_file() or version_of(path) != version:
+        raise ValueError(f"{path}: it was changed while it was judged: judge it again")
+
+
 def judge_set(
     reward_model: RewardModel,
     name: str,
@@ -827,9 +859,8 @@ def judge_set(
     count = len(eval_set.items)
     print(f"\njudging {count:,} items of {name} ({eval_set.source})", flush=True)
     judged = judge_all(reward_model, eval_set)
-    judged_prompts = [one.item.prompt for one in judged]
-    if judged_prompts != [key.prompt for key in eval_set.keys]:
-        raise ValueError(f"{name}: it was changed while it was judged: judge it again")
+    if name not in BENCHMARKS:
+        check_unchanged(Path(name), eval_set.source)
     summary, draws = report(eval_set.measure, judged, first_draws)
 
     # an entry of results.json

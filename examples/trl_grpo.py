@@ -5,14 +5,21 @@
         --per_device_train_batch_size 8 --output_dir runs/policy
 
 A line of prompts.jsonl has a "prompt" (a string or messages) and, if you like, a "reference", a
-fixed answer to it. What follows are the flags of TRL's GRPOConfig, or with --rloo of RLOOConfig.
+fixed answer to it, and a "domain". What follows are the flags of TRL's GRPOConfig, or with --rloo
+of RLOOConfig.
 
 The reward of a completion is its mean probability of winning against the others of its group: those
-that the policy gave to the same prompt. It is a number from 0 to 1 that needs no scale; a half for
-a completion alone and for equal ones. Its mean over a group is always a half, so it does not say
-whether the policy gets better: for that the win rate over the references is logged.
+that the policy gave to the same prompt. It is a number from 0 to 1, a half for a completion alone
+and for equal ones. TRL's GRPO still divides by the standard deviation of the group, by default, so
+that small differences count as much as large ones; --scale_rewards none leaves the rewards as they
+are. Their mean over a group is always a half, so it does not say whether the policy gets better:
+for that the win rate over the references, of the rows that have one, is logged.
 
-Groups of more than 8 play a tournament (evaluate.RewardModel.rank).
+Of a policy that thinks first only the answer is judged: a completion is read from behind its
+`</think>`; one that begins with `<think>` and does not end it is an empty answer.
+
+Groups of more than 8 different completions play a tournament (evaluate.RewardModel.rank): not all
+of them meet, and the rewards are partly inferred from the games that were played.
 """
 
 import argparse
@@ -25,6 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluate import RewardModel  # noqa: E402
 from infra.files import read_json_lines  # noqa: E402
 
+THOUGHTS_BEGIN, THOUGHTS_END = "<think>", "</think>"
+
 
 def win_probability(
     prompts: list,
@@ -33,7 +42,7 @@ def win_probability(
     reward_model: RewardModel,
     group_size: int,
     reference: list | None = None,
-    domain: list[str] | None = None,
+    domain: list[str | None] | None = None,
     log_metric: Callable | None = None,
     **others,
 ) -> list[float]:
@@ -43,7 +52,12 @@ def win_probability(
     ValueError if a group is not whole."""
     check_groups(prompts, group_size)
     firsts = range(0, len(prompts), group_size)
-    domains = [""] * len(prompts) if domain is None else domain
+    completions = [without_thoughts(completion) for completion in completions]
+
+    # a row without the column has None in it
+    domains = [""] * len(prompts)
+    if domain is not None:
+        domains = ["" if of_row is None else of_row for of_row in domain]
 
     # all groups in one call, which fills whole batches
     groups = [completions[first:first + group_size] for first in firsts]
@@ -55,9 +69,34 @@ def win_probability(
             rewards[first + one.index] = one.win
 
     if reference is not None and log_metric is not None:
-        wins = reward_model.compare(prompts, completions, reference, domains)
-        log_metric("win_rate_over_reference", sum(wins) / len(wins))
+        with_one = [index for index, text in enumerate(reference) if text is not None]
+        if with_one:
+            wins = reward_model.compare(
+                [prompts[index] for index in with_one],
+                [completions[index] for index in with_one],
+                [reference[index] for index in with_one],
+                [domains[index] for index in with_one],
+            )
+            log_metric("win_rate_over_reference", sum(wins) / len(wins))
     return rewards
+
+
+def without_thoughts(completion: str | list) -> str | list:
+    """The answer of a completion, a string or messages, without what the policy thought before."""
+    if not isinstance(completion, str):
+        messages = []
+        for message in completion:
+            content = message.get("content")
+            if isinstance(content, str):
+                message = message | {"content": without_thoughts(content)}
+            messages.append(message)
+        return messages
+
+    if THOUGHTS_END in completion:
+        return completion.partition(THOUGHTS_END)[2].lstrip()
+    if completion.lstrip().startswith(THOUGHTS_BEGIN):
+        return ""
+    return completion
 
 
 def check_groups(prompts: list, group_size: int):

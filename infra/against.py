@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infra.benchmarks import Measured, RowKey, row_id
-from infra.printed import show
+from infra.benchmarks import RAW_PREFIX, Measured, RowKey, row_id
+from infra.printed import counted, show
 from infra.report import report
 from infra.results import JudgedSet
 from infra.tables import read_rows
@@ -58,8 +58,11 @@ class Rows:
 
         # by the id, if it names a single item
         same_id = self.by_id.get(str(name), [])
+        if len(same_id) > 1 and "split" in row:
+            same_id = [index for index in same_id if self.keys[index].split == row["split"]]
         if len(same_id) > 1 and "subset" in row:
-            same_id = [index for index in same_id if self.keys[index].subset == row["subset"]]
+            subset = plain_subset(row["subset"])
+            same_id = [index for index in same_id if self.subset_of(index) == subset]
         if len(same_id) == 1:
             return same_id[0]
 
@@ -76,13 +79,23 @@ class Rows:
             return None  # the line of another row
         return index
 
+    def subset_of(self, index: int) -> str:
+        return plain_subset(self.keys[index].subset)
+
+
+def plain_subset(subset: object) -> str:
+    """A subset as the rows of the benchmark name it, without our mark of RewardBench's raw ones."""
+    return str(subset).removeprefix(RAW_PREFIX)
+
 
 def read_other_judges(path: str, data_name: str, keys: list[RowKey]) -> list[OtherJudge]:
     """The judges whose scores are in a file: one, or each model of a scores.jsonl, where what is of
-    other data than `data_name` is left out. ValueError if no row is of an item."""
+    other data than `data_name` is left out; an item of which a comparison is missing has no scores.
+    ValueError if no row is of an item."""
     rows, judges = Rows(keys), {}
+    is_of_this = picker_of(path, data_name)
     for _, where, row in read_rows(path):
-        if is_ours(row) and Path(str(row.get("data"))).name != Path(data_name).name:
+        if is_ours(row) and not is_of_this(str(row.get("data"))):
             continue
         name = str(row.get("model", ""))
         judge = judges.setdefault(name, OtherJudge(f"{name} in {path}".strip(), {}, set()))
@@ -93,10 +106,33 @@ def read_other_judges(path: str, data_name: str, keys: list[RowKey]) -> list[Oth
         else:
             add_scores(judge, index, keys[index], row, where)
 
+    for judge in judges.values():
+        remove_incomplete(judge, keys)
     found = [judge for judge in judges.values() if judge.log_odds]
     if not found:
-        raise ValueError(f"{path}: no row in it is of {data_name}: give scores of the same rows")
+        raise ValueError(f"{path}: no row in it is of {data_name}, with all its comparisons: give "
+                         "scores of the same rows")
     return found
+
+
+def picker_of(path: str, data_name: str) -> Callable[[str], bool]:
+    """Which `data` in a scores.jsonl of ours is the one that is judged: that of this very name;
+    where none has it, that of the same file name, as the folder may have moved."""
+    names = {str(row.get("data")) for _, _, row in read_rows(path) if is_ours(row)}
+    if data_name in names:
+        return lambda name: name == data_name
+    return lambda name: Path(name).name == Path(data_name).name
+
+
+def remove_incomplete(judge: OtherJudge, keys: list[RowKey]) -> None:
+    """Take out the items of which a comparison is missing: that is no tie. What is not compared of
+    an item (good with good ones) is 0, as in evaluate.Judged."""
+    for index, table in list(judge.log_odds.items()):
+        both_ways = np.isfinite(table).sum() - len(table)  # less the diagonal
+        if both_ways < 2 * keys[index].comparisons:
+            del judge.log_odds[index]
+        else:
+            judge.log_odds[index] = np.nan_to_num(table, nan=0.0)
 
 
 def is_ours(row: dict) -> bool:
@@ -115,7 +151,10 @@ def add_scores(judge: OtherJudge, index: int, key: RowKey, row: dict, where: str
         a, b = row.get("a"), row.get("b")
         if a not in range(k) or b not in range(k):
             raise ValueError(f"{where}: a {a!r} and b {b!r}, but the row has {k} responses")
-        table = judge.log_odds.setdefault(index, np.zeros((k, k)))
+        if index not in judge.log_odds:
+            judge.log_odds[index] = np.full((k, k), np.nan)
+            np.fill_diagonal(judge.log_odds[index], 0)
+        table = judge.log_odds[index]
         both = numbers([row["log_odds_a_first"], row.get("log_odds_b_first")], where)
         table[a, b], table[b, a] = both[0], -both[1]
         return
@@ -176,6 +215,7 @@ def compare_with(
 
 def show_comparison(comparison: dict) -> str:
     """The counts of what was matched, and the table of both."""
-    counts = [f"{comparison[key]:,} {key}"
-              for key in ("rows of both", "rows without scores", "scores without a row")]
-    return "\n" + ", ".join(counts) + show(comparison["reports"])
+    both = counted(comparison["rows of both"], "row") + " of both"
+    ours = counted(comparison["rows without scores"], "row") + " without scores"
+    theirs = counted(comparison["scores without a row"], "score") + " without a row"
+    return f"\n{both}, {ours}, {theirs}" + show(comparison["reports"])

@@ -151,8 +151,9 @@ def pairs(judged: list) -> Measured:
 
 def best_of_n(judged: list) -> Measured:
     """How often the pick is a good response: from all responses, and from 1, 2, 4, 8 ... of them,
-    drawn at random. The pick is the first by the mean win probability."""
-    values = []
+    drawn at random; on each subset that from all. The pick is the first by the mean win
+    probability."""
+    values, of_subsets = [], {}
     for one in judged:
         scores, good = one.standing(), one.item.good  # (k,)
         chances = {"the pick from all": best_of(scores, good, len(scores))}
@@ -160,8 +161,15 @@ def best_of_n(judged: list) -> Measured:
         while n <= len(scores):
             chances[f"the pick from {n}"] = best_of(scores, good, n)
             n *= 2
+        if one.item.subset:
+            name = f"the pick from all: {one.item.subset}"
+            chances[name] = chances["the pick from all"]
+            of_subsets[name] = True
         values.append(chances)
-    return Measured(values, line_for_each(names_of(values)))
+
+    # the lines of all rows first
+    picks = [name for name in names_of(values) if name not in of_subsets]
+    return Measured(values, line_for_each([*picks, *of_subsets]))
 
 
 # ------------------------------------------------------------------- RewardBench (arXiv 2403.13787)
@@ -443,8 +451,11 @@ def judgebench_row(row: dict, split: str) -> dict:
         better, worse = worse, better
     elif label != "A>B":
         raise ValueError(f"label {label!r}: give A>B or B>A")
+    source = row["source"]
+    if not isinstance(source, str):
+        raise ValueError(f"source {source!r}: give the name of a part, as mmlu-pro-law")
     # "mmlu-pro-law" -> "mmlu-pro"; "livebench-math" and "livecodebench" stay as they are
-    source = re.match("mmlu-pro|livebench-[a-z]+|[a-z]*", row["source"])[0]
+    source = re.match("mmlu-pro|livebench-[a-z]+|[a-z]*", source)[0]
     return {
         "prompt": row["question"],
         "chosen": better,
@@ -453,6 +464,10 @@ def judgebench_row(row: dict, split: str) -> dict:
         "domain": "reasoning",
     }
 
+
+# In a file of one's own a row with these, in one of the subsets, is RewardBench 2's.
+REWARDBENCH2_COLUMNS = {"id", "subset", "num_correct", "num_incorrect"}
+REWARDBENCH2_SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
 
 # In a file of one's own a row with these is JudgeBench's.
 JUDGEBENCH_COLUMNS = {"question", "response_A", "response_B", "label", "source"}
@@ -507,6 +522,7 @@ OWN_FORMS = {  # form of a file, as infra/pairs.py names it -> function
     "3 x 3 styles": rmbench,
     # benchmarks in files of one's own
     "pairs of RewardBench": rewardbench,
+    "rows of RewardBench 2": rewardbench2,
     "pairs of JudgeBench": judgebench,
 }
 
@@ -524,12 +540,21 @@ class RowKey(NamedTuple):
     subset: str
     prompt: str  # its hash
     responses: int  # how many there are
+    comparisons: int  # how many pairs of them are compared
 
 
 def row_key(place: int, split: str, line: int, row: dict, item: Item) -> RowKey:
     """The key of an item that was made of this row."""
-    prompt, responses = prompt_key(item.prompt), len(item.responses)
-    return RowKey(place, split, line, row_id(row), item.subset, prompt, responses)
+    return RowKey(
+        place=place,
+        split=split,
+        line=line,
+        id=row_id(row),
+        subset=item.subset,
+        prompt=prompt_key(item.prompt),
+        responses=len(item.responses),
+        comparisons=len(item.comparisons()),
+    )
 
 
 class EvalSet(NamedTuple):
@@ -636,6 +661,13 @@ class FileItems:
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             return "pairs of JudgeBench", parse_item(row, where)[1]
+
+        if REWARDBENCH2_COLUMNS <= row.keys() and row["subset"] in REWARDBENCH2_SUBSETS:
+            try:
+                row = rewardbench2_row(row, "")
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            return "rows of RewardBench 2", parse_item(row, where)[1]
 
         form, item = parse_item(row, where)
         if item.domain == "" and item.subset in REWARDBENCH_SUBSETS:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data import DOMAINS, GENERAL, QUESTION, TEMPLATES, Pair, PromptFormat, Slot
+from infra.benchmarks import BENCHMARKS
 from infra.hub import license_of_model
 from infra.sources import SOURCES
 from tinyrm import ModernBERT
@@ -25,13 +26,24 @@ class License(NamedTuple):
 
 
 def licenses_of(record: dict) -> list[License]:
-    """Of the base and of the data sets that a run was trained on; `record` is its run.json."""
+    """Of the base and of the data that a run was trained on; `record` is its run.json. Of a data
+    set that is not in infra/sources.py, and of files of one's own, none is known."""
     found = [License(public_name(record["base"]), license_of_model(record["base"]))]
-    if record["settings"]["data"] == ["nano"]:
-        found.append(License("nano/pairs", "apache-2.0"))
+
+    # data sets on the Hub; benchmarks only had their prompts taken out
+    not_trained_on = {"model"} | {benchmark.repository for benchmark in BENCHMARKS.values()}
     for repository in record["revisions"]:
         if repository in SOURCES:
             found.append(License(repository, SOURCES[repository].license))
+        elif repository not in not_trained_on:
+            found.append(License(repository, "none named"))
+
+    # files
+    for name in record["settings"]["data"]:
+        if name == "nano":
+            found.append(License("nano/pairs", "apache-2.0"))
+        elif name not in ("hub", "hub:author") and name not in record["revisions"]:
+            found.append(License(Path(name).name, "none named"))
     return found
 
 

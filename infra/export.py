@@ -1,8 +1,9 @@
 """A scalar reward model for everyone's tools: `python infra/export.py RUN DIR`.
 
-RUN is the folder of a run of `train.py --context single --head cls`. DIR becomes one folder that
-transformers' AutoModelForSequenceClassification opens with num_labels = 1, and whose tokenizer has
-a chat template: what TRL's trainers take as a reward model by its name, with nothing of ours.
+RUN is the folder of a run of `train.py --context single --head cls`, or its model/. DIR becomes one
+folder that transformers' AutoModelForSequenceClassification opens with num_labels = 1, and whose
+tokenizer has a chat template: what TRL's trainers take as a reward model by its name, with nothing
+of ours.
 
 - The score of a response is the difference of its two classes, z_0 - z_1 = (w_0 - w_1) h + b_0 -
   b_1: the two rows of the classifier become one.
@@ -13,7 +14,9 @@ The last message is the response that is scored, what stands before it the promp
 infra/pairs.py does.
 """
 
+import argparse
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -45,6 +48,7 @@ from infra.card import (  # noqa: E402
     row_text,
 )
 from infra.files import read_json, replacing, write_json  # noqa: E402
+from infra.stopping import exit_code_of  # noqa: E402
 
 # Of messages: one alone is its bare text, several are "User: ...", "Assistant: ..." with blank
 # lines between.
@@ -55,6 +59,12 @@ TURNS = (
     "{%- for message in messages if message['content'] is not string -%}"
     "{{ raise_exception('the content of a message must be a string') }}"
     "{%- endfor -%}"
+    "{%- for message in messages if message['tool_calls'] -%}"
+    "{{ raise_exception('calls of tools cannot be scored: give messages of text') }}"
+    "{%- endfor -%}"
+    "{%- if messages[-1]['role'] != 'assistant' -%}"
+    "{{ raise_exception('the last message is scored: it must be the response of an assistant') }}"
+    "{%- endif -%}"
 )
 PROMPT_OF_MESSAGES = (
     "{%- if messages | length == 2 -%}{{ messages[0]['content'] }}"
@@ -129,10 +139,21 @@ def check_seams(prompt_format: PromptFormat, names: dict):
                              "model was trained with: no chat template can ask this model")
 
 
+RECORDED = ("base", "settings", "revisions", "result")  # what the card takes from run.json
+
+
 def export(run: Path | str, out: Path | str):
     """Write the folder `out`, whole or not at all."""
     run, out = Path(run), Path(out)
+    if run.resolve().name == "model" and (run.resolve().parent / "run.json").is_file():
+        run = run.resolve().parent
     record, folder = read_json(run / "run.json"), run / "model"
+    missing = [key for key in RECORDED if key not in record]
+    if not missing and "n" not in record["result"]:
+        missing = ["result of a finished run"]
+    if missing:
+        raise ValueError(f"{run}/run.json has no {missing[0]}: it is not of this version of "
+                         "train.py; train again, or export with the version that trained it")
     prompt_format = read_format(folder)
     library = Tokenizer.from_file(str(folder / "tokenizer.json"))
     special_ids = prompt_format.tokenizer.special_ids
@@ -140,6 +161,7 @@ def export(run: Path | str, out: Path | str):
     check_seams(prompt_format, names)
     if out.exists():
         raise ValueError(f"{out} is already there: give another folder")
+    check_writable(out)
 
     # one row for the difference of two
     state = load_file(folder / "model.safetensors")
@@ -161,6 +183,15 @@ def export(run: Path | str, out: Path | str):
         write_tokenizer_config(temporary, folder, prompt_format, names)
         text = card(out.name, record, prompt_format)
         (temporary / "README.md").write_text(text, encoding="utf-8")
+
+
+def check_writable(out: Path):
+    """ValueError if the folder could not be made there."""
+    existing = out.absolute().parent
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"{out}: {existing} is no folder to write in: give another")
 
 
 def write_tokenizer_config(out: Path, folder: Path, prompt_format: PromptFormat, names: dict):
@@ -227,19 +258,14 @@ What differs from tinyrm, where the rows of a text are made of pieces:
 
 
 def main(argv: list[str] | None = None):
-    words = sys.argv[1:] if argv is None else argv
-    if len(words) != 2 or "-h" in words or "--help" in words:
-        print(__doc__)
-        if len(words) != 2:
-            raise ValueError("give RUN and DIR")
-        return
-    export(*words)
-    print(f"{words[1]} opens with AutoModelForSequenceClassification, num_labels=1")
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", help="a run of train.py, or its model/")
+    parser.add_argument("dir", metavar="DIR", help="the folder to write: a new one")
+    flags = parser.parse_args(argv)
+    export(flags.run, flags.dir)
+    print(f"{flags.dir} opens with AutoModelForSequenceClassification, num_labels=1")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code_of(main))

@@ -24,6 +24,13 @@ def show(reports: list[dict]) -> str:
     return "\n".join(text)
 
 
+def counted(number: float, noun: str) -> str:
+    """1 row, 2 rows."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun}s"
+
+
 def letter(number: int) -> str:
     """A, B, C ... for 0, 1, 2 ..."""
     if number < 26:
@@ -70,11 +77,11 @@ def details(report: dict) -> list[str]:
     """How much was judged; and of the comparisons of the first line what the order of two responses
     does, and how well the probabilities hold."""
     seen = [f"{count:,} {what}" for what, count in report["seen"].items()]
-    text = [", ".join([f"{report['prompts']:,} prompts"] + seen)]
+    text = [", ".join([counted(report["prompts"], "prompt")] + seen)]
 
     counts = report["orders"]
     total, right = counts["comparisons"], counts["right"]
-    text.append(f"{report['lines'][0]['name']}, {total:,} comparisons:")
+    text.append(f"{report['lines'][0]['name']}, {counted(total, 'comparison')}:")
     # a response alone in its row has no order
     if report["format"]["context"] == "pair":
         agree, right_there = counts["both orders agree"], counts["right where they agree"]
@@ -110,11 +117,14 @@ def calibration_lines(numbers: dict) -> list[str]:
 
 
 LEGEND = f"""
-accuracy     share of the verdicts, by both orders, that are right
-score        what the benchmark makes of them
-[95 %]       from {RESAMPLES:,} samples of the prompts; Wilson's if under {FEW} are right, or wrong
-right/n      verdicts that are right, of how many; without weights, a tie as the benchmark counts it
-if shorter   the same where the better response is the shorter one
+accuracy     share of the comparisons that are judged right, by the mean of both orders
+score        the number that the benchmark itself reports
+[95 %]       its interval, from {RESAMPLES:,} samples of the prompts, drawn with replacement;
+             Wilson's formula where fewer than {FEW} prompts are right, or fewer than {FEW} wrong
+right/n      how many comparisons are judged right, of how many; each counts alike, a tie as the
+             benchmark counts it
+if shorter   the share that is right where the better response is the shorter one, of how many
 longer wins  what a judge would score that always takes the longer response
-B - A        how far B is above A on the same prompts, with its own (paired) interval
-ECE          mean gap between confidence and accuracy; a temperature divides all log-odds"""
+B - A        how much higher B is than A on the same prompts, and the interval of this difference
+ECE          how far the confidence is from the share that is right, on average
+temperature  what all log-odds are divided by; the best one makes the confidence fit"""

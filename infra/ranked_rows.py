@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from data import Item
-from infra.files import parse_object, read_json_lines
+from infra.files import parse_object
 from infra.pairs import parse_domain, to_text
+from infra.tables import FileRow, read_rows
 
 STREAM = "-"  # in place of a file: standard input, standard output
 ROWS_AT_A_TIME = 32  # of a file; a stream is answered line by line
@@ -35,18 +36,19 @@ class RowToRank(NamedTuple):
 
 
 def read_rows_to_rank(source: str) -> Iterator[RowToRank]:
-    """The rows of a file of JSON lines, or of standard input, as they come."""
-    lines = read_stream() if source == STREAM else read_json_lines(source)
-    for number, row in lines:
-        where = f"{source}, line {number}"
+    """The rows of a file (infra/tables.py has the formats), or of JSON lines on standard input, as
+    they come."""
+    rows = read_stream() if source == STREAM else read_rows(source)
+    for _, where, row in rows:
         yield RowToRank(where, row, parse_row(row, where))
 
 
-def read_stream() -> Iterator[tuple[int, dict]]:
+def read_stream() -> Iterator[FileRow]:
     for number, line in enumerate(sys.stdin.buffer, 1):
         if line.strip():
-            where = f"line {number} of the stream"
-            yield number, parse_object(line, where, "give one object a line")
+            where = f"{STREAM}, line {number}"
+            row = parse_object(line, where, "give one object a line")
+            yield FileRow(number, where, row)
 
 
 def parse_row(row: dict, where: str) -> Item:

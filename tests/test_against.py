@@ -15,7 +15,7 @@ from infra.results import write_results
 
 
 def key(line, id=None, subset="", split="", responses=2):
-    return RowKey(line, split, line, id, subset, "", responses)
+    return RowKey(line, split, line, id, subset, "", responses, responses * (responses - 1) // 2)
 
 
 KEYS = [key(1, "x"), key(2, 7), key(4, None)]  # line 3 was blank
@@ -135,6 +135,34 @@ def test_our_own_scores_come_back_to_the_bit(stored):
             [[0, 2], [-1, 0]], [[0, 60], [50, 0]]]
 
 
+def test_a_missing_comparison_is_no_tie(tmp_path):
+    ours = judged_set("us", "my.jsonl", [judged([0, 3, 2]), judged([2, 1, 0], prompt=1)])
+    ours = ours._replace(keys=[key._replace(prompt=str(key.place)) for key in ours.keys])
+    write_results(tmp_path, {}, [ours])
+    lines = (tmp_path / "scores.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "less.jsonl").write_text("".join(lines[1:]))  # of row 1 two of three are left
+    (other,) = read_other_judges(str(tmp_path / "less.jsonl"), "my.jsonl", ours.keys)
+    assert list(other.log_odds) == [1]
+    assert compare_with(best_of_n, ours, other)["rows without scores"] == 1
+
+
+def test_of_two_files_of_one_name_the_scores_of_the_very_one_are_taken(tmp_path):
+    sets = [judged_set("m", name, [pair(score, -score)])
+            for name, score in (("a/my.jsonl", 2.0), ("b/my.jsonl", 3.0))]
+    write_results(tmp_path, {}, sets)
+    for name, expected in (("a/my.jsonl", 2), ("b/my.jsonl", 3)):
+        (judge,) = read_other_judges(str(tmp_path / "scores.jsonl"), name, keys_with_prompts())
+        assert verdicts(judge) == {0: expected}
+
+
+def test_an_id_of_both_splits_is_found_by_the_split(read):
+    keys = [key(1, 5, "hep-go", "filtered"), key(1, 5, "raw hep-go", "raw"),
+            key(2, 5, "raw hep-cpp", "raw")]
+    (judge,) = read({"id": 5, "split": "raw", "subset": "hep-go", "scores": [1, 0]},
+                    {"id": 5, "split": "filtered", "subset": "hep-go", "scores": [2, 0]}, keys=keys)
+    assert verdicts(judge) == {1: 1, 0: 2}
+
+
 def test_our_own_scores_of_other_prompts_are_refused(stored):
     keys = keys_with_prompts()
     keys[1] = keys[1]._replace(prompt="another")
@@ -153,7 +181,7 @@ def test_both_judges_are_compared_on_the_rows_of_both(read):
     assert second["lines"][0]["difference"][0] == pytest.approx(1 / 3)
 
     text = show_comparison(made)
-    assert "3 rows of both, 1 rows without scores, 1 scores without a row" in text
+    assert "3 rows of both, 1 row without scores, 1 score without a row" in text
     assert "A = us" in text and "B = " in text and " B - A +0.333 [" in text
 
 

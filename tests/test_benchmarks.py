@@ -544,6 +544,7 @@ def item_of(name, row, split):
 
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r", "subset": "hep-go", "id": 3}
+RANKS = {"id": "4", "prompt": "p", "chosen": ["a"], "rejected": ["b", "c"], "subset": "Math"}
 GAME = {
     "question": "q",
     "response_A": "a",
@@ -660,12 +661,22 @@ def test_a_limit_takes_rewardbenchs_filtered_and_raw_rows_alike(rewardbench):
     (PAIR, benchmarks.rewardbench),
     (PAIR | {"subset": "my own"}, benchmarks.pairs),
     (GAME | {"response_model": "gpt-4o-2024-05-13"}, benchmarks.judgebench),
+    (RANKS | {"num_correct": 1, "num_incorrect": 2}, benchmarks.rewardbench2),
+    (RANKS, benchmarks.best_of_n),  # of anyone
 ])
 def test_an_own_file_is_measured_by_its_form(tmp_path, row, measure):
     path = write(tmp_path / "own.jsonl", [row, row])
     eval_set = load_eval_set(str(path))
     assert eval_set.measure is measure and len(eval_set.items) == 2
     assert eval_set.source.startswith("sha256 ")
+
+
+def test_best_of_n_rows_have_a_line_for_each_subset():
+    items = [judged([2, 1], subset="sums"), judged([1, 2], subset="sums"), judged([2, 1])]
+    scores = scores_of("best of n", items)
+    assert scores["the pick from all"] == pytest.approx(2 / 3)
+    assert scores["the pick from all: sums"] == 0.5
+    assert list(scores)[-1] == "the pick from all: sums"
 
 
 def test_rewardbenchs_subsets_among_others_are_pairs(tmp_path):
@@ -712,6 +723,7 @@ def test_judgebenchs_own_file_is_of_the_split_of_its_writer(tmp_path):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"label": "A=B"}, "line 1: label 'A=B': give A>B or B>A"),
+    ({"source": None}, "line 1: source None: give the name of a part"),
     ({"response_model": "mine"}, "line 1: response_model 'mine': give one of gpt, claude"),
 ])
 def test_a_game_that_is_not_judgebenchs_is_refused(tmp_path, change, message):

@@ -155,9 +155,10 @@ SKYWORK = "Skywork/Skywork-Reward-Preference-80K-v0.2"
 
 @pytest.mark.parametrize("made_of, names", [
     (record(repositories=[SKYWORK, PKU]), ["apache-2.0", "none named", "cc-by-nc-4.0"]),
-    (record("jhu-clsp/ettin-encoder-17m", ["my.jsonl"]), ["mit"]),
+    (record("jhu-clsp/ettin-encoder-17m", ["/home/me/my.jsonl"]), ["mit", "none named"]),
+    (record(data=["a/b"], repositories=["a/b"]), ["apache-2.0", "none named"]),
     (record("nano", ["nano"]), ["apache-2.0", "apache-2.0"]),
-    (record("somebody/else", ["my.jsonl"]), ["none named"]),
+    (record("somebody/else", ["my.jsonl"]), ["none named", "none named"]),
 ])
 def test_licenses_of_the_base_and_of_each_data_set(made_of, names):
     assert [one.name for one in card.licenses_of(made_of)] == names
@@ -167,6 +168,7 @@ def test_licenses_of_the_base_and_of_each_data_set(made_of, names):
     (["apache-2.0", "apache-2.0"], "license: apache-2.0"),
     (["apache-2.0", "cc-by-nc-4.0"], "license: other"),
     (["none named"], "license: other"),
+    (["apache-2.0", "none named"], "license: other"),
 ])
 def test_the_head_of_the_card_names_a_license_where_all_agree(names, line):
     licenses = [card.License("x", name) for name in names]

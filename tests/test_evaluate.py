@@ -232,6 +232,16 @@ def test_without_a_domain_the_question_is_that_of_chat(pair_model):
     assert p == pair_model.compare("one", "two", "three", domains="chat")
 
 
+@pytest.mark.parametrize(("a", "b", "message"), [
+    ("xy", ["c", "d"], "a is one response, but prompts are a list, of 2"),
+    (["c", "d"], [{"role": "assistant", "content": "x"}] * 2, "b is one response"),
+    (["c", "d"], ["e"], "b has 1 responses to 2 prompts"),
+])
+def test_compare_wants_lists_next_to_a_list(pair_model, a, b, message):
+    with pytest.raises(ValueError, match=message):
+        pair_model.compare(["p", "q"], a, b)
+
+
 @pytest.mark.parametrize("call", [
     lambda model: model.compare(["a"], ["b", "c"], ["d"]),
     lambda model: model.compare("a", "b", None),
@@ -271,6 +281,31 @@ def test_rank_is_by_the_mean_probability_of_winning(pair_model):
                 wins += pair_model.compare("five", one.response, other)
         assert one.win == pytest.approx(wins / 2, abs=1e-6)
     assert best[0].win > best[1].win > best[2].win
+
+
+def test_rank_goes_by_the_standing_where_probabilities_round_to_a_tie():
+    scores = np.array([50.0, 60.0, 0.0])  # sigmoid(50) and sigmoid(60) are 1 in float64
+    table = scores[:, None] - scores
+    table[0, 1] = table[1, 0] = 0.0
+    judged = evaluate.Judged(Item("p", ("a", "b", "c")), table)
+    assert judged.mean_win_probability()[0] == judged.mean_win_probability()[1]
+    assert [one.response for one in evaluate.ranking(judged, 3)] == ["b", "a", "c"]
+    assert [one.rank for one in evaluate.ranking(judged, 3)] == [1, 2, 3]
+
+
+def test_what_is_asked_is_counted_without_equal_responses(any_model, pair_model):
+    ranked = any_model.rank("five", ["two"] * 9 + ["one"])
+    assert ranked[0].asked == (2 if any_model.single else 1)
+    assert pair_model.rank("five", ["two", "two"])[0].asked == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_gives_no_finite_number_is_named(tiny, value):
+    judge = RewardModel.load(tiny, device="cpu")
+    with torch.no_grad():
+        next(judge.model.parameters()).fill_(value)
+    with pytest.raises(ValueError, match=f"{tiny.name} gives no finite number"):
+        judge.compare("a", "one", "two")
 
 
 def test_rank_keeps_ties(pair_model):
@@ -619,12 +654,15 @@ def test_files_of_one_name_and_limits_have_results_of_their_own(tiny, tmp_path, 
     assert folders == ["x", "x-2", "x-3", "x-4"]  # the last one has the second's again
 
 
-def test_a_file_that_changes_while_it_is_judged_is_an_error(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", [
+    lambda rows: rows[::-1], lambda rows: rows[:-1] + [rows[-1] | {"chosen": "another"}],
+], ids=["prompts", "a response"])
+def test_a_file_that_changes_while_it_is_judged_is_an_error(tiny, tmp_path, monkeypatch, change):
     file = write(tmp_path / "p.jsonl", random_pairs(4))
     judge = RewardModel.judge
 
     def change_and_judge(self, items):
-        write(file, random_pairs(4)[::-1])
+        write(file, change(random_pairs(4)))
         return judge(self, items)
 
     monkeypatch.setattr(RewardModel, "judge", change_and_judge)
@@ -760,6 +798,8 @@ def test_a_prompt_that_is_too_long_does_not_end_a_run(tiny, tmp_path, capsys):
     ["MODEL", "ok.jsonl", "--out", "ok.jsonl/x"],
     ["MODEL", "ok.jsonl", "--limit", "-1"],
     ["MODEL", "ok.jsonl", "--max-length", "-1"],
+    ["MODEL", "--ask", "prompt", "one", "two", "--limit", "3"],
+    ["MODEL", "--ask", "prompt", "one", "two", "--out", "new"],
     ["MODEL", "ok.jsonl", "--against", "missing.jsonl"],
     ["MODEL", "ok.jsonl", "--against", "ok.jsonl"],
     ["MODEL", "ok.jsonl", "rewardbench", "--against", "ok.jsonl"],

@@ -75,6 +75,24 @@ def test_the_win_rate_over_the_reference_is_logged(judge, reward):
     assert logged == {"win_rate_over_reference": pytest.approx(sum(wins) / 3)}
 
 
+def test_rows_without_a_reference_or_a_domain_do_not_count_or_have_none(judge, reward):
+    logged = {}
+    rewards = reward(["one"] * 3 + ["two"] * 3, TEXTS, reference=["nine"] * 3 + [None] * 3,
+                     domain=[None] * 6, log_metric=logged.__setitem__)
+    wins = judge.compare(["one"] * 3, TEXTS[:3], ["nine"] * 3)
+    assert logged == {"win_rate_over_reference": pytest.approx(sum(wins) / 3)}
+    assert rewards == pytest.approx(reward(["one"] * 3 + ["two"] * 3, TEXTS))
+    reward(["one"] * 3, TEXTS[:3], reference=[None] * 3, log_metric=pytest.fail)
+
+
+def test_thoughts_are_not_judged(reward):
+    plain = reward(["one"] * 3, ["two", "six seven", ""])
+    texts = ["<think>\nlong\n</think>\n\ntwo", "the prompt began it</think>six seven",
+             "<think> without an end"]
+    assert reward(["one"] * 3, texts) == plain
+    assert reward(["one"] * 3, [messages("assistant", text) for text in texts]) == plain
+
+
 def test_the_domain_of_a_row_asks_its_question(judge, reward):
     rewards = reward(["one"] * 3, TEXTS[:3], domain=["safety"] * 3)
     wins = {one.index: one.win for one in judge.rank("one", TEXTS[:3], "safety")}

@@ -3,6 +3,7 @@
     python -m pytest tests/test_export.py
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -120,6 +121,11 @@ def test_the_template_says_why_it_refuses(tokenizer):
         parts = [{"type": "text", "text": "x"}]
         tokenizer.apply_chat_template([*turns("x"), {"role": "assistant", "content": parts}],
                                       tokenize=False)
+    with pytest.raises(Exception, match="calls of tools cannot be scored"):
+        call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function"}]}
+        tokenizer.apply_chat_template([*turns("x"), call], tokenize=False)
+    with pytest.raises(Exception, match="must be the response of an assistant"):
+        tokenizer.apply_chat_template(turns("x", "y", "z"), tokenize=False)
 
 
 def test_the_folder_says_what_it_is(exported):
@@ -174,6 +180,25 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 
 
 def test_help_is_printed(capsys):
-    with pytest.raises(ValueError, match="give RUN and DIR"):
-        export.main([])
+    with pytest.raises(SystemExit) as end:
+        export.main(["--help"])
+    assert end.value.code == 0
     assert "AutoModelForSequenceClassification" in capsys.readouterr().out
+
+
+def test_the_model_of_a_run_is_the_run(run, exported, tmp_path):
+    export.main([str(run / "model"), str(tmp_path / "out")])
+    for name in ("model.safetensors", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (exported / name).read_bytes()
+
+
+def test_an_older_run_and_a_dir_that_is_none_are_one_line(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file is no folder to write in"):
+        export.export(run, tmp_path / "file" / "out")
+    folder = shutil.copytree(run, tmp_path / "run")
+    record = read_json(folder / "run.json")
+    del record["revisions"]
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="run.json has no revisions"):
+        export.export(folder, tmp_path / "out")

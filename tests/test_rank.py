@@ -3,7 +3,9 @@
     python -m pytest tests/test_rank.py
 """
 
+import gzip
 import json
+import os
 import random
 import subprocess
 import sys
@@ -253,6 +255,22 @@ def test_files_that_do_not_serve_are_refused(tmp_path, monkeypatch, names):
     with pytest.raises(ValueError):
         evaluate.main(["no-model", "--rank", *names])
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_pipe_is_refused_and_not_taken_as_empty(tmp_path):
+    read_end, write_end = os.pipe()
+    os.close(write_end)
+    out = tmp_path / "out.jsonl"
+    with open(read_end, "rb"), pytest.raises(ValueError, match="is a pipe or a device"):
+        evaluate.main(["no-model", "--rank", f"/dev/fd/{read_end}", str(out)])
+
+
+def test_rows_may_be_in_any_of_the_tables_formats(tiny, rows, tmp_path):
+    source, out = tmp_path / "in.jsonl.gz", tmp_path / "out.jsonl"
+    with gzip.open(source, "wt") as file:
+        file.write(json.dumps(rows[3]) + "\n")
+    evaluate.main([str(tiny), "--rank", str(source), str(out), "--device", "cpu"])
+    assert read(out.read_text())[0]["ranking"]["ranks"] == [1]
 
 
 @pytest.fixture

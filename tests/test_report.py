@@ -38,7 +38,8 @@ def keys_of(items):
     keys = []
     for index, one in enumerate(items):
         size = len(one.item.responses)
-        keys.append(RowKey(index, "", index + 1, 100 + index, one.item.subset, "", size))
+        keys.append(RowKey(index, "", index + 1, 100 + index, one.item.subset, "", size,
+                           len(one.item.comparisons())))
     return keys
 
 
