@@ -41,7 +41,7 @@ def test_every_function_of_the_map_exists():
 def test_every_file_of_the_map_and_of_the_tree_exists():
     tree = README.split("## The files")[1].split("```")[1]
     names = re.findall(r"^(\w+\.py|\w+/)", tree, re.M)
-    assert len(names) == 11
+    assert len(names) == 12
     for row in table_under("| paper | here | notebook |", README):
         names += re.findall(r"`([\w/]+\.py)`", row[1])
     for name in names:
