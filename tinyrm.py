@@ -213,14 +213,22 @@ class Config:
                 raise ValueError("rope_parameters has no entry for each layer type")
             if rope.get("rope_type", "default") != "default":
                 raise ValueError(f"rope_type {str(rope['rope_type'])[:40]!r} is not built here")
-            if rope.get("rope_theta") is not None:
-                values[thetas[layer_type]] = rope["rope_theta"]
+            theta = rope.get("rope_theta")
+            if theta is not None:
+                if type(theta) not in (int, float) or not 1 <= theta <= 1e12:  # as in FIELDS
+                    raise ValueError(f"rope_theta is {str(theta)[:40]!r}: give a number from 1 to "
+                                     "1e+12")
+                values[thetas[layer_type]] = theta
         if values["local_rope_theta"] is None:  # some files have null: as in the global layers
             values["local_rope_theta"] = values["global_rope_theta"]
 
         # local_attention = 128 means 64 tokens to each side.
         values["window"] = (raw.get("local_attention") or 128) // 2
-        if "Classification" in str(raw.get("architectures")):
+        for name in raw.get("architectures") or []:
+            if name not in cls.architectures.values():
+                raise ValueError(f"architectures names {str(name)[:60]!r}: only "
+                                 f"{' and '.join(cls.architectures.values())} are built here")
+        if cls.architectures["cls"] in (raw.get("architectures") or []):
             values["saved_head"] = "cls"
             if raw.get("classifier_pooling", "cls") != "cls":
                 raise ValueError("classifier_pooling: a classifier reads [CLS] here, not the mean")

@@ -410,6 +410,9 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
     run.save(steps)
     distributed.log("judging and saving")
     after = held_out(model, prompt_format, held_out_batches, device)
+    if after.loss is not None and not math.isfinite(after.loss):
+        raise ValueError(f"after the last step the loss is {after.loss}: begin a new run with "
+                         "another --lr")
     run_result["accuracy_after"], run_result["loss_after"] = after.accuracy, after.loss
     return 0
 

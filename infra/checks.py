@@ -86,7 +86,9 @@ def check_keys(file: Path, raw: dict):
     window = raw.get("sliding_window")
     if window and window != (raw.get("local_attention") or 128) // 2:
         raise ValueError(f"{file}: sliding_window is {window!r}: local_attention says another one")
-    if raw.get("decoder_bias") is False and "Classification" not in str(raw.get("architectures")):
+    architectures = raw.get("architectures") or []
+    is_classifier = any(str(name).endswith("ForSequenceClassification") for name in architectures)
+    if raw.get("decoder_bias") is False and not is_classifier:
         raise ValueError(f"{file}: decoder_bias is false: only a decoder with a bias is built here")
 
     known = NO_EFFECT | tinyrm.FIELDS.keys() | tinyrm.REQUIRED.keys()

@@ -37,7 +37,7 @@ from infra import distributed
 from infra.card import model_card
 from infra.checks import shapes_in
 from infra.files import read_json, read_json_lines, replacing, sha256_of, write_json
-from infra.flags import OURS, Programs, check_stored, option
+from infra.flags import OURS, Programs, check_stored, has_controls, option
 from infra.hub import MODEL_NAMES, commit_of, version_of
 from infra.machine import Machine, count_parameters
 from infra.pairs import accuracy_interval, fingerprint
@@ -104,7 +104,7 @@ def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware
     """The folder of a new run, or (with the record of its run.json) of one that goes on, whose
     newest state is put in place. Raises ValueError if its pairs or the weights that it began with
     have changed, or if another process is at work on it."""
-    if not Path(path).name.isprintable():  # it stands in the card
+    if has_controls(Path(path).name):  # it stands in the card
         raise ValueError(f"the run folder {path!r}: give a name without line breaks")
     now = new_record(settings, hardware, model_folder, pairs, steps, model)
     run = RunFolder(Path(path), record or now, model, optimizer, programs)
@@ -253,7 +253,11 @@ class RunFolder:
 
     def save(self, step: int):
         """What resuming needs beyond the settings: the trained weights and Adam's moments. The
-        previous state is removed once this one is whole."""
+        previous state is removed once this one is whole. ValueError if a weight is not finite."""
+        for name, p in self.trained().items():
+            if not p.isfinite().all():
+                raise ValueError(f"after step {step}: {name} is not all finite numbers, and was not"
+                                 " saved: begin a new run with another --lr")
         self.saved = time.time()
         if distributed.rank() != 0:
             return

@@ -196,7 +196,9 @@ def model(tiny, tmp_path_factory):
     shutil.copytree(tiny, folder)
     raw = json.loads((folder / "config.json").read_text())
     raw.update(norm_eps=1e-4, local_rope_theta=9000.0, global_rope_theta=9900.0, local_attention=16,
-               max_position_embeddings=500, global_attn_every_n_layers=2)
+               max_position_embeddings=500, global_attn_every_n_layers=2,
+               rope_parameters={"full_attention": {"rope_theta": 9900.0},
+                                "sliding_attention": {"rope_theta": 9000.0}})
     (folder / "config.json").write_text(json.dumps(raw))
     write_json = {"template": "option", "context": "pair", "head": "cloze", "domain": "safety",
                   "max_length": 400}

@@ -100,6 +100,12 @@ def test_what_is_not_understood_is_written_back():
     (dict(vocab_size=None), "a size is missing: vocab_size"),
     (dict(layer_types=[GLOBAL]), "layer_types does not have num_hidden_layers entries"),
     (dict(layer_types=["mamba"] * 4), "layer_types"),
+    (dict(architectures=["ModernBertForTokenClassification"]),
+     "architectures names 'ModernBertForTokenClassification'"),
+    (dict(rope_parameters={GLOBAL: {"rope_theta": 0}}), "rope_theta is '0': give a number"),
+    (dict(rope_parameters={GLOBAL: {"rope_theta": float("nan")}}), "rope_theta is 'nan'"),
+    (dict(rope_parameters={SLIDING: {"rope_theta": "abc"}}), "rope_theta is 'abc'"),
+    (dict(rope_parameters={SLIDING: {"rope_theta": True}}), "rope_theta is 'True'"),
     (dict(rope_parameters={"rope_theta": 1e4}), "rope_parameters"),
 ])
 def test_a_config_that_is_not_built_here_is_refused(changes, message):

@@ -686,6 +686,17 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_lines(flags, tiny, tmp_pa
     assert re.search(r"step 1\b.* line \d+", message)
 
 
+@pytest.mark.parametrize("lr, message", [
+    ("1e-320", "after step 1: .* is not all finite numbers, and was not saved"),
+    ("1e9", "after the last step the loss is nan: begin a new run with another --lr"),
+])
+def test_a_last_step_that_spoils_the_weights_is_no_finished_run(flags, tmp_path, lr, message):
+    with pytest.raises(ValueError, match=message):
+        train.main(flags(lr=lr, max_steps=1, adapter="full"))
+    assert "accuracy_after" not in result_of(tmp_path / "run")
+    assert not (tmp_path / "run/model").exists()
+
+
 def test_an_error_of_our_own_keeps_its_traceback(flags, monkeypatch):
     def fail(*_):
         raise RuntimeError("a bug")
