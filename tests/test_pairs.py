@@ -273,13 +273,21 @@ def test_the_prompt_has_one_of_three_names(column):
 
 
 def test_a_column_prompt_comes_before_others():
-    assert parse_pair(row(question="q", instruction="i", input="x"), "").prompt == "p0"
+    assert parse_pair(row(question="q", instruction="i", user="x"), "").prompt == "p0"
 
 
-@pytest.mark.parametrize("more", ["input", "system"])
-def test_a_part_of_the_prompt_in_another_column_is_not_lost(more):
-    fields = {"instruction": "Translate.", more: "Hola.", "chosen": "Hello.", "rejected": "Bye."}
-    with pytest.raises(ValueError, match=f'line 1: "{more}" next to "instruction": join them'):
+@pytest.mark.parametrize("more", ["input", "system", "query", "context"])
+@pytest.mark.parametrize("column", ["instruction", "prompt"])
+def test_a_part_of_the_prompt_in_another_column_is_not_lost(column, more):
+    fields = {column: "Translate.", more: "Hola.", "chosen": "Hello.", "rejected": "Bye."}
+    with pytest.raises(ValueError, match=f'line 1: "{more}" next to "{column}": join them'):
+        parse_pair(fields, "f, line 1")
+
+
+@pytest.mark.parametrize("name", ["input", "query", "context", "user"])
+def test_a_prompt_by_another_name_is_refused(name):
+    fields = {name: "What is 2 + 3?", "chosen": "It is 5.", "rejected": "It is 6."}
+    with pytest.raises(ValueError, match=f'line 1: "{name}", but no "prompt"'):
         parse_pair(fields, "f, line 1")
 
 
@@ -290,14 +298,18 @@ def test_other_columns_are_named_with_a_way_out():
 
 
 def test_rows_whose_scores_do_not_prefer_the_chosen_are_left_out_and_counted(write):
-    scores = [(8.5, 3), (5, 5), (2, 7), ("9", "8"), (None, 7)]
+    scores = [(8.5, 3), (5, 5), (2, 7), ("9", "8"), (None, 7), ("", "")]
     rows = [row(i, score_chosen=a, score_rejected=b) for i, (a, b) in enumerate(scores)]
     left_out = Counter()
     pairs = load_pairs([write(*rows)], left_out=left_out)
-    assert [pair.prompt for pair in pairs] == ["p0", "p3", "p4"]
+    assert [pair.prompt for pair in pairs] == ["p0", "p3", "p4", "p5"]
     assert left_out["rows whose score_chosen is not above score_rejected"] == 2
+
+
+@pytest.mark.parametrize("score", ["good", float("nan"), "nan", 10**400])
+def test_a_score_that_is_no_number_is_one_line(write, score):
     with pytest.raises(ValueError, match="line 1: score_chosen and score_rejected: give numbers"):
-        load_pairs([write(row(score_chosen="good", score_rejected=1))])
+        load_pairs([write(row(score_chosen=score, score_rejected=1))])
 
 
 def test_responses_to_choose_from_may_be_messages():

@@ -85,6 +85,10 @@ def test_the_head_that_a_checkpoint_has_is_read_from_its_class():
     assert classifier.saved_head == "cls"
 
 
+def test_a_head_size_that_follows_from_the_others_may_stand_there():
+    assert small_config(head_dim=small_config().head_size).head_size == small_config().head_size
+
+
 def test_what_is_not_understood_is_written_back():
     raw = small_config(something_else=[1, 2]).to_json("cls")
     assert raw["something_else"] == [1, 2]
