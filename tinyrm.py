@@ -184,7 +184,7 @@ class Config:
             raise ValueError(f"model_type is {given!r}: only {cls.model_type!r} is built here")
         for key, value in REQUIRED.items():
             if key == "head_dim" and raw.get(key) and raw.get("num_attention_heads"):
-                value = raw.get("hidden_size", 0) // raw["num_attention_heads"]
+                value = (raw.get("hidden_size") or 0) // raw["num_attention_heads"]
             if raw.get(key) and raw[key] != value:
                 raise ValueError(f"{key} is {repr(raw[key])[:60]}: only {value!r} is built here")
 

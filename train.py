@@ -11,13 +11,13 @@ mean over these rows, however they are cut into micro-batches or shared by proce
 """
 
 import math
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -454,7 +454,7 @@ def choose_settings(given: dict, on_gpu: bool, config_class: type[Config]) -> Se
     if not settings.out:
         free = run_folder.free_folder(settings, recipe.settings["adapter"])
         return replace(settings, out=free)
-    if Path(settings.out).exists():
+    if os.path.exists(settings.out):  # which also answers for a name that no folder can have
         raise ValueError(f"--out {settings.out} is already there: give another, or --resume "
                          f"{settings.out}")
     return settings

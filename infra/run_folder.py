@@ -69,7 +69,7 @@ def free_folder(settings: Any, usual_adapter: str) -> str:
 
     stem = f"runs/{'-'.join(parts)}-s{settings.seed}"
     folder, number = stem, 1
-    while Path(folder).exists():
+    while os.path.exists(folder):
         number += 1
         folder = f"{stem}-{number}"
     return folder
@@ -81,13 +81,22 @@ def read_record(folder: str, given: dict, settings_class: type) -> dict:
     others = [option(name) for name in given if name not in MAY_CHANGE]
     if others:
         raise ValueError(f"--resume goes on as {folder} was begun: leave out {', '.join(others)}")
+    beginnings = {"lock", "run.json.tmp"}  # what a run that was killed at once may leave
+    if os.path.isdir(folder) and set(os.listdir(folder)) <= beginnings:
+        raise ValueError(f"--resume {folder}: nothing to resume: remove the folder and begin again")
     try:
         record = read_json(Path(folder, "run.json"), RECORD_FIELDS)
     except ValueError as error:
         raise ValueError(f"--resume {folder}: no readable run.json in it ({error})") from None
     if "accuracy_after" in (record.get("result") or {}):
         raise ValueError(f"--resume {folder}: this run is finished; judge it with evaluate.py")
-    if record.get("format") != FORMAT:
+    number = record.get("format")
+    if number is not None and number > FORMAT:
+        raise ValueError(f"--resume {folder}: begun by a later version (format {number}): take that"
+                         " one, or begin a new run")
+    if number is not None and number < 1:
+        raise ValueError(f"{folder}/run.json: format is damaged: restore it, or begin a new run")
+    if number != FORMAT:
         raise ValueError(f"--resume {folder}: begun by an earlier version; `git checkout 4a59190` "
                          "has the one that can resume it, or begin a new run")
     check_stored(settings_class, record.get("settings") or {}, f"{folder}/run.json")
@@ -122,6 +131,10 @@ def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware
     except ValueError:
         run.unlock()  # a notebook may try again
         raise
+    except OSError as error:
+        run.unlock()
+        raise ValueError(f"--resume {path}: {error.filename}: {error.strerror}: put it right, or "
+                         "begin a new run") from None
     distributed.log(f"going on after step {run.steps_done}")
     return run
 
@@ -210,6 +223,9 @@ class RunFolder:
         except FileExistsError:
             raise ValueError(f"--out {self.path} is already there: give another, or --resume "
                              f"{self.path}") from None
+        except OSError as error:
+            raise ValueError(f"--out {self.path}: {error.strerror}: give a folder that can be made"
+                             ) from None
         self.lock()
         self.write_record()
 
@@ -220,7 +236,11 @@ class RunFolder:
             return
         import fcntl  # not on Windows
 
-        self.lock_file = open(self.path / "lock", "a+")
+        try:
+            self.lock_file = open(self.path / "lock", "a+")
+        except OSError as error:
+            raise ValueError(f"{self.path}/lock: {error.strerror}: remove it, and --resume "
+                             f"{self.path}") from None
         try:
             fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -8,6 +8,7 @@ Files of one's own, and data sets that are named on the Hub, are taken as they a
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections import Counter, defaultdict
@@ -420,7 +421,7 @@ def is_repository(name: str) -> bool:
     """Whether a name is that of a data set on the Hub, OWNER/NAME, and no file or folder."""
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         return False
-    return not is_table(name) and not Path(name).exists()
+    return not is_table(name) and not os.path.exists(name)
 
 
 def fetch_train_split(repository: str, revision: str | None) -> Snapshot:

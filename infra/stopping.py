@@ -36,7 +36,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 
 def exit_code_of(command: Callable[[], None]) -> int:
-    """Run a command to its end: bad input, Ctrl-C, SIGTERM and a reader of its output that went
+    """Run a command to its end: bad input, a file that cannot be made or read, Ctrl-C, SIGTERM and a reader of its output that went
     away are a line on standard error and an exit code, as the shell counts."""
 
     def end(number, frame):
@@ -57,6 +57,11 @@ def exit_code_of(command: Callable[[], None]) -> int:
         # what is still to be printed when Python ends goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:  # a file that cannot be made or read; code that knows more says more
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except SystemExit as stop:
         if stop.code == 128 + signal.SIGTERM:
             print("stopped by SIGTERM", file=sys.stderr)

@@ -12,6 +12,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import stat
 import sys
 import zlib
@@ -36,7 +37,8 @@ class FileRow(NamedTuple):
 
 def is_table(name: str) -> bool:
     """Whether a name is that of a file of rows: by its ending, or as there is such a file."""
-    return has_known_ending(name) or (Path(name).exists() and not Path(name).is_dir())
+    is_other_file = os.path.exists(name) and not os.path.isdir(name)  # of a name too long: False
+    return has_known_ending(name) or is_other_file
 
 
 def has_known_ending(name: str) -> bool:

@@ -29,6 +29,7 @@ from infra import run_folder
 from infra.files import read_json, read_json_lines
 from infra.hub import ROOT
 from infra.pairs import load_pairs, split
+from infra.stopping import exit_code_of
 
 # of the processes that are started here as well: another number of threads rounds differently
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -655,6 +656,9 @@ def refused(argv, capsys):
     ({"dtype": "fp64"}, "--dtype fp64: give auto, fp32 or bf16"),
     ({"max": 3}, "unrecognized arguments: --max 3"),
     ({"out": "."}, "--out . is already there: give another, or --resume ."),
+    ({"out": "x" * 300}, "File name too long: give a folder that can be made"),
+    ({"out": "/dev/null/run"}, "--out /dev/null/run: Not a directory: give a folder"),
+    ({"data": "x/" + "y" * 300}, "x/yyyy"),
     ({"template": "choice", "context": "single"}, "no template choice for context single"),
     ({"held_out": 999}, "leaves nothing to train on"),
     ({"resume": "nowhere"}, "leave out --domain, --model,"),
@@ -665,6 +669,31 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, tmp_path, capsys, monke
     monkeypatch.chdir(tmp_path)
     assert message in refused(flags(**changes), capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["lock", "metrics.jsonl"])
+def test_a_folder_in_the_place_of_a_file_of_a_run_is_one_line(unfinished, capsys, name):
+    (unfinished / name).unlink()
+    (unfinished / name).mkdir()
+    message = refused(["--resume", unfinished], capsys)
+    assert f"{unfinished}/{name}: Is a directory" in message
+
+
+def test_an_empty_folder_is_to_be_removed(tmp_path, capsys):
+    message = refused(["--resume", tmp_path], capsys)
+    assert message == (f"--resume {tmp_path}: nothing to resume: remove the folder and begin again")
+
+
+@pytest.mark.parametrize("number, message", [(3, "begun by a later version (format 3): take that"),
+                                             (-1, "run.json: format is damaged: restore it")])
+def test_a_format_of_no_earlier_version_is_said_to_be_so(unfinished, number, message):
+    change_record(unfinished, format=number)
+    assert message in message_of(["--resume", str(unfinished)])
+
+
+def test_a_file_that_cannot_be_read_is_a_line_of_the_command(tmp_path, capsys):
+    assert exit_code_of(lambda: (tmp_path / "x").read_bytes()) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/x: No such file or directory\n"
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(capsys):
