@@ -212,24 +212,19 @@ class Config:
         thetas = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
         for layer_type, rope in (raw.get("rope_parameters") or {}).items():
             if layer_type not in thetas or not isinstance(rope, dict):
-                raise ValueError("rope_parameters has no entry for each layer type")
+                raise ValueError(f"rope_parameters: unknown entry {str(layer_type)[:40]!r}")
             if rope.get("rope_type", "default") != "default":
                 raise ValueError(f"rope_type {str(rope['rope_type'])[:40]!r} is not built here")
             theta = rope.get("rope_theta")
             if theta is not None:
                 if type(theta) not in (int, float) or not 1 <= theta <= 1e12:  # as in FIELDS
-                    raise ValueError(f"rope_theta is {str(theta)[:40]!r}: give a number from 1 to "
-                                     "1e+12")
+                    raise ValueError(f"rope_theta is {str(theta)[:40]!r}: give 1 to 1e+12")
                 values[thetas[layer_type]] = theta
         if values["local_rope_theta"] is None:  # some files have null: as in the global layers
             values["local_rope_theta"] = values["global_rope_theta"]
 
         # local_attention = 128 means 64 tokens to each side.
         values["window"] = (raw.get("local_attention") or 128) // 2
-        for name in raw.get("architectures") or []:
-            if name not in cls.architectures.values():
-                raise ValueError(f"architectures names {str(name)[:60]!r}: only "
-                                 f"{' and '.join(cls.architectures.values())} are built here")
         if cls.architectures["cls"] in (raw.get("architectures") or []):
             values["saved_head"] = "cls"
             if raw.get("classifier_pooling", "cls") != "cls":
@@ -751,6 +746,11 @@ def read_config(folder: str | Path, config_class: type[Config] = Config) -> Conf
     if not file.is_file():
         raise ValueError(f"{folder} is no model folder: it has no config.json")
     raw = read_json(file, FIELDS)
+    known = config_class.architectures.values()
+    for name in raw.get("architectures") or []:
+        if name not in known:
+            raise ValueError(f"{file}: architectures names {str(name)[:60]!r}: only "
+                             f"{' and '.join(known)} are built here")
     try:
         return config_class.from_json(raw)
     except ValueError as error:
@@ -847,7 +847,10 @@ def main(folder=Path(__file__).parent / "nano"):
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{folder.name}: {parameters:,} parameters, {model.config}")
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library has no type of its own
+        raise ValueError(f"{folder}/tokenizer.json: {error}: fetch it again") from None
     ids = tokenizer.encode("The better option is[MASK].").ids
     mask_at = torch.tensor([ids.index(tokenizer.token_to_id("[MASK]"))])
     with torch.inference_mode():

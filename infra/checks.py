@@ -59,7 +59,10 @@ def check_model(base: Path, adapter: Path | None = None):
     D, F, V = raw["hidden_size"], raw["intermediate_size"], raw["vocab_size"]
     layers = raw["num_hidden_layers"]
     numbers = layers * (4 * D * D + 3 * D * F + 2 * D) + 2 * V * D + V + D * D + 10 * D
-    check_size(base, "model*.safetensors", 8 * numbers, "config.json")
+    pattern = "model.safetensors"
+    if not (base / pattern).is_file():
+        pattern = "model-*.safetensors"  # its shards
+    check_size(base, pattern, 8 * numbers, "config.json")
     tokenizer_folder = base
     if adapter is not None:
         rank = read_json(adapter / dora.CONFIG, dora.ADAPTER_FIELDS).get("r") or 1

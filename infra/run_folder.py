@@ -81,7 +81,7 @@ def read_record(folder: str, given: dict, settings_class: type) -> dict:
     others = [option(name) for name in given if name not in MAY_CHANGE]
     if others:
         raise ValueError(f"--resume goes on as {folder} was begun: leave out {', '.join(others)}")
-    beginnings = {"lock", "run.json.tmp"}  # what a run that was killed at once may leave
+    beginnings = {"lock", "run.json.tinyrm.tmp"}  # what a run that was killed at once may leave
     if os.path.isdir(folder) and set(os.listdir(folder)) <= beginnings:
         raise ValueError(f"--resume {folder}: nothing to resume: remove the folder and begin again")
     try:

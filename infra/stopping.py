@@ -23,7 +23,8 @@ def stop_on_signal() -> Iterator[StopRequest]:
     def note(number, frame):
         request.signal = number
         print("stopping after this step (again: at once)", file=sys.stderr, flush=True)
-        signal.signal(number, signal.SIG_DFL)
+        for one in (signal.SIGINT, signal.SIGTERM):  # the second may be the other one
+            signal.signal(one, signal.SIG_DFL)
 
     earlier = {}
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -36,8 +37,9 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 
 def exit_code_of(command: Callable[[], None]) -> int:
-    """Run a command to its end: bad input, a file that cannot be made or read, Ctrl-C, SIGTERM and a reader of its output that went
-    away are a line on standard error and an exit code, as the shell counts."""
+    """Run a command to its end: bad input, a file that cannot be made or read, Ctrl-C, SIGTERM and
+    a reader of its output that went away are a line on standard error and an exit code, as the
+    shell counts."""
 
     def end(number, frame):
         sys.exit(128 + number)

@@ -159,7 +159,7 @@ def test_a_link_where_the_temporary_file_stands_is_not_followed(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("kept")
-    (tmp_path / "model.tmp").symlink_to(outside)
+    (tmp_path / "model.tinyrm.tmp").symlink_to(outside)
     with replacing(tmp_path / "model") as temporary:
         temporary.mkdir()
         (temporary / "new").write_text("new")
@@ -299,6 +299,8 @@ def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(copy):
     (dict(sliding_window=7), "sliding_window"),
     (dict(decoder_bias=False), "decoder_bias"),
     (dict(head_dim=17), "head_dim is 17"),
+    (dict(architectures=["ModernBertForTokenClassification"]),
+     "architectures names 'ModernBertForTokenClassification'"),
 ])
 def test_a_key_that_changes_the_result_is_refused_by_name(copy, changes, message):
     change_json(copy / "config.json", **changes)
@@ -319,6 +321,12 @@ def test_a_file_that_is_larger_than_its_config_says_is_not_read(copy):
         file.truncate(3 * 2**30)  # it has holes, and takes no room on the disk
     with pytest.raises(ValueError, match="has 3,221,225,472 bytes, where config.json asks"):
         check_model(copy)
+
+
+def test_files_that_are_not_read_do_not_count(copy):
+    with open(copy / "model-q8.safetensors", "wb") as file:
+        file.truncate(3 * 2**30)
+    check_model(copy)
 
 
 @pytest.mark.parametrize("key, value", [

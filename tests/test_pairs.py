@@ -671,8 +671,8 @@ def test_what_fails_half_way_changes_nothing_and_leaves_nothing(tmp_path, is_fol
 
 
 def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path):
-    (tmp_path / "x.tmp").mkdir()
-    (tmp_path / "x.tmp/half").write_text("")
+    (tmp_path / "x.tinyrm.tmp").mkdir()
+    (tmp_path / "x.tinyrm.tmp/half").write_text("")
     with replacing(tmp_path / "x") as temporary:
         temporary.write_text("whole")
     assert names_in(tmp_path) == ["x"]
@@ -681,3 +681,29 @@ def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path):
 def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256_of(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_what_a_stranger_put_beside_a_file_stays(tmp_path):
+    (tmp_path / "x.tmp").write_text("mine")
+    write_json(tmp_path / "x", 1)
+    assert (tmp_path / "x.tmp").read_text() == "mine"
+
+
+def test_an_old_folder_comes_back_whole_or_new_and_never_half(tmp_path, monkeypatch):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/old").write_text("old")
+
+    def fail(path):
+        raise OSError("killed")
+
+    # nothing of the old folder is removed before the new one stands in its place
+    monkeypatch.setattr("infra.files.shutil.rmtree", fail)
+    with pytest.raises(OSError, match="killed"), replacing(tmp_path / "x") as temporary:
+        temporary.mkdir()
+        (temporary / "new").write_text("new")
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["new"]
+
+
+def test_one_prompt_cannot_train_and_judge():
+    with pytest.raises(ValueError, match="one prompt only .*: give --held-out 0, or more prompts"):
+        split([Pair("p", "a", "b")] * 3, held_out=-1, seed=0)

@@ -29,7 +29,7 @@ from infra import run_folder
 from infra.files import read_json, read_json_lines
 from infra.hub import ROOT
 from infra.pairs import load_pairs, split
-from infra.stopping import exit_code_of
+from infra.stopping import exit_code_of, stop_on_signal
 
 # of the processes that are started here as well: another number of threads rounds differently
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -157,6 +157,14 @@ def test_each_epoch_sees_each_pair_once_in_an_order_of_its_own():
 def test_the_pairs_of_a_step_follow_from_its_number():
     steps = list(train.step_pairs(NUMBERED, 4, range(9), seed=17))
     assert list(train.step_pairs(NUMBERED, 4, range(6, 9), seed=17)) == steps[6:]
+
+
+def test_the_order_of_an_epoch_is_drawn_once(monkeypatch):
+    draws = []
+    randperm = torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *a, **k: draws.append(1) or randperm(*a, **k))
+    list(train.step_pairs(list(range(10)), 2, range(10), seed=0))
+    assert len(draws) == 2
 
 
 def test_the_two_rows_of_a_pair_stand_next_to_each_other(tiny):
@@ -463,6 +471,16 @@ def test_sigterm_saves_and_says_how_to_go_on(flags, tmp_path):
     assert list((tmp_path / "run/state").glob("step-*.safetensors"))
 
 
+def test_after_ctrl_c_either_signal_ends_at_once(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_on_signal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert handlers == [signal.SIG_DFL, signal.SIG_DFL]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_a_state_that_could_not_be_written_leaves_the_one_before(flags, finished, monkeypatch):
     def write_half(tensors, path):
         Path(path).write_bytes(b"half")
@@ -609,6 +627,11 @@ def test_few_pairs_to_judge_by_are_said_to_be_few(flags, capsys, held_out, says)
         assert "38 pairs to train on, 10 to judge by" in printed
 
 
+def test_a_no_break_space_in_a_name_is_no_line_break(flags, tmp_path):
+    train.main(flags(out=tmp_path / "a\u00a0b", max_steps=1))
+    assert is_finished(tmp_path / "a\u00a0b")
+
+
 # --- what is wrong, in one line --------------------------------------------------------------
 
 
@@ -722,7 +745,7 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_lines(flags, tiny, tmp_pa
 
 @pytest.mark.parametrize("lr, message", [
     ("1e-320", "after step 1: .* is not all finite numbers, and was not saved"),
-    ("1e9", "after the last step the loss is nan: begin a new run with another --lr"),
+    ("1e9", "after the last step the loss is nan: begin with another --lr"),
 ])
 def test_a_last_step_that_spoils_the_weights_is_no_finished_run(flags, tmp_path, lr, message):
     with pytest.raises(ValueError, match=message):
