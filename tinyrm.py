@@ -746,15 +746,16 @@ def read_config(folder: str | Path, config_class: type[Config] = Config) -> Conf
     if not file.is_file():
         raise ValueError(f"{folder} is no model folder: it has no config.json")
     raw = read_json(file, FIELDS)
+    try:
+        config = config_class.from_json(raw)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
     known = config_class.architectures.values()
     for name in raw.get("architectures") or []:
         if name not in known:
             raise ValueError(f"{file}: architectures names {str(name)[:60]!r}: only "
                              f"{' and '.join(known)} are built here")
-    try:
-        return config_class.from_json(raw)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+    return config
 
 
 def load(folder: str | Path, head: str | None = None, seed: int = 0,
