@@ -18,6 +18,7 @@ adapters are placed in a model, and how they are stored in PEFT's layout.
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -355,7 +356,16 @@ def check_adapter_config(file: Path, config: dict, head: str):
 def check_adapter_layers(folder: Path, config: dict, groups: dict, model: ModernBERT):
     """ValueError where the tensors of an adapter lack what its config names."""
     targets = config.get("target_modules")
-    if not isinstance(targets, list):  # a regular expression, or all of a kind
+    if isinstance(targets, str):  # a regular expression of whole names, or all of a kind
+        names = [name for name, module in model.named_modules() if isinstance(module, Linear)]
+        try:
+            if targets != "all-linear":
+                names = [name for name in names if re.fullmatch(targets, name)]
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{folder / CONFIG}: target_modules {targets[:60]!r} is no regular "
+                             f"expression ({error})") from None
+        targets = names
+    if not isinstance(targets, list):
         targets = []
     for target in targets:
         if not any(layer == target or layer.endswith(f".{target}") for layer in groups):

@@ -183,6 +183,8 @@ class Config:
             given = str(raw.get("model_type"))[:40]
             raise ValueError(f"model_type is {given!r}: only {cls.model_type!r} is built here")
         for key, value in REQUIRED.items():
+            if key == "head_dim" and raw.get(key) and raw.get("num_attention_heads"):
+                value = (raw.get("hidden_size") or 0) // raw["num_attention_heads"]
             if raw.get(key) and raw[key] != value:
                 raise ValueError(f"{key} is {repr(raw[key])[:60]}: only {value!r} is built here")
 
@@ -210,17 +212,20 @@ class Config:
         thetas = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
         for layer_type, rope in (raw.get("rope_parameters") or {}).items():
             if layer_type not in thetas or not isinstance(rope, dict):
-                raise ValueError("rope_parameters has no entry for each layer type")
+                raise ValueError(f"rope_parameters: unknown entry {str(layer_type)[:40]!r}")
             if rope.get("rope_type", "default") != "default":
                 raise ValueError(f"rope_type {str(rope['rope_type'])[:40]!r} is not built here")
-            if rope.get("rope_theta") is not None:
-                values[thetas[layer_type]] = rope["rope_theta"]
+            theta = rope.get("rope_theta")
+            if theta is not None:
+                if type(theta) not in (int, float) or not 1 <= theta <= 1e12:  # as in FIELDS
+                    raise ValueError(f"rope_theta is {str(theta)[:40]!r}: give 1 to 1e+12")
+                values[thetas[layer_type]] = theta
         if values["local_rope_theta"] is None:  # some files have null: as in the global layers
             values["local_rope_theta"] = values["global_rope_theta"]
 
         # local_attention = 128 means 64 tokens to each side.
         values["window"] = (raw.get("local_attention") or 128) // 2
-        if "Classification" in str(raw.get("architectures")):
+        if cls.architectures["cls"] in (raw.get("architectures") or []):
             values["saved_head"] = "cls"
             if raw.get("classifier_pooling", "cls") != "cls":
                 raise ValueError("classifier_pooling: a classifier reads [CLS] here, not the mean")
@@ -742,9 +747,15 @@ def read_config(folder: str | Path, config_class: type[Config] = Config) -> Conf
         raise ValueError(f"{folder} is no model folder: it has no config.json")
     raw = read_json(file, FIELDS)
     try:
-        return config_class.from_json(raw)
+        config = config_class.from_json(raw)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    known = config_class.architectures.values()
+    for name in raw.get("architectures") or []:
+        if name not in known:
+            raise ValueError(f"{file}: architectures names {str(name)[:60]!r}: only "
+                             f"{' and '.join(known)} are built here")
+    return config
 
 
 def load(folder: str | Path, head: str | None = None, seed: int = 0,
@@ -837,7 +848,10 @@ def main(folder=Path(__file__).parent / "nano"):
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{folder.name}: {parameters:,} parameters, {model.config}")
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library has no type of its own
+        raise ValueError(f"{folder}/tokenizer.json: {error}: fetch it again") from None
     ids = tokenizer.encode("The better option is[MASK].").ids
     mask_at = torch.tensor([ids.index(tokenizer.token_to_id("[MASK]"))])
     with torch.inference_mode():

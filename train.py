@@ -11,13 +11,13 @@ mean over these rows, however they are cut into micro-batches or shared by proce
 """
 
 import math
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -313,11 +313,13 @@ def step_pairs(pairs: list[Pair], pairs_a_step: int, steps: range,
                seed: int) -> Iterator[list[Pair]]:
     """The pairs of each of the `steps`: step by step, an endless stream of shuffled epochs. They
     follow from the seed and the step's number, so that a run can be resumed at any step."""
+    drawn = None  # the epoch whose order this is
     for step in steps:
         pairs_of_step = []
         for place in range(step * pairs_a_step, (step + 1) * pairs_a_step):
             epoch, i = divmod(place, len(pairs))
-            if i == 0 or not pairs_of_step:  # an epoch, or this step, begins
+            if epoch != drawn:
+                drawn = epoch
                 generator = torch.Generator().manual_seed(seed * 10**6 + epoch)
                 order = torch.randperm(len(pairs), generator=generator).tolist()
             pairs_of_step.append(pairs[order[i]])
@@ -410,6 +412,8 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
     run.save(steps)
     distributed.log("judging and saving")
     after = held_out(model, prompt_format, held_out_batches, device)
+    if after.loss is not None and not math.isfinite(after.loss):
+        raise ValueError(f"after the last step the loss is {after.loss}: begin with another --lr")
     run_result["accuracy_after"], run_result["loss_after"] = after.accuracy, after.loss
     return 0
 
@@ -451,7 +455,7 @@ def choose_settings(given: dict, on_gpu: bool, config_class: type[Config]) -> Se
     if not settings.out:
         free = run_folder.free_folder(settings, recipe.settings["adapter"])
         return replace(settings, out=free)
-    if Path(settings.out).exists():
+    if os.path.exists(settings.out):  # which also answers for a name that no folder can have
         raise ValueError(f"--out {settings.out} is already there: give another, or --resume "
                          f"{settings.out}")
     return settings

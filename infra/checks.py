@@ -59,7 +59,10 @@ def check_model(base: Path, adapter: Path | None = None):
     D, F, V = raw["hidden_size"], raw["intermediate_size"], raw["vocab_size"]
     layers = raw["num_hidden_layers"]
     numbers = layers * (4 * D * D + 3 * D * F + 2 * D) + 2 * V * D + V + D * D + 10 * D
-    check_size(base, "model*.safetensors", 8 * numbers, "config.json")
+    pattern = "model.safetensors"
+    if not (base / pattern).is_file():
+        pattern = "model-*.safetensors"  # its shards
+    check_size(base, pattern, 8 * numbers, "config.json")
     tokenizer_folder = base
     if adapter is not None:
         rank = read_json(adapter / dora.CONFIG, dora.ADAPTER_FIELDS).get("r") or 1
@@ -86,7 +89,9 @@ def check_keys(file: Path, raw: dict):
     window = raw.get("sliding_window")
     if window and window != (raw.get("local_attention") or 128) // 2:
         raise ValueError(f"{file}: sliding_window is {window!r}: local_attention says another one")
-    if raw.get("decoder_bias") is False and "Classification" not in str(raw.get("architectures")):
+    architectures = raw.get("architectures") or []
+    is_classifier = any(str(name).endswith("ForSequenceClassification") for name in architectures)
+    if raw.get("decoder_bias") is False and not is_classifier:
         raise ValueError(f"{file}: decoder_bias is false: only a decoder with a bias is built here")
 
     known = NO_EFFECT | tinyrm.FIELDS.keys() | tinyrm.REQUIRED.keys()

@@ -56,12 +56,16 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.mkdir()
             ...
 
-    Nobody ever finds half of it at `path`, also if the process is killed. If the block raises,
-    what it wrote is removed: half a file would take the room that is short.
+    Nobody ever finds half of it at `path`, also if the process is killed; an old folder, which
+    cannot be replaced in one go, is away for a moment. If the block raises, what it wrote is
+    removed: half a file would take the room that is short.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + ".tinyrm.tmp")  # a name that nobody else has
+    old = path.with_name(path.name + ".tinyrm-old.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove(temporary)  # of a process that was killed here
+    if os.path.lexists(path):
+        remove(old)
     try:
         yield temporary
 
@@ -69,10 +73,11 @@ def replacing(path: Path) -> Iterator[Path]:
             for file in temporary.iterdir():
                 sync(file)
         sync(temporary)
-        if path.is_dir():  # a file is replaced in one go, but an old folder must go first
-            remove(path)
+        if path.is_dir():
+            os.replace(path, old)
         os.replace(temporary, path)
         sync(path.parent)
+        remove(old)
     finally:
         remove(temporary)
 

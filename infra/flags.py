@@ -3,6 +3,7 @@ help."""
 
 import argparse
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import field, fields
 from typing import Any, NamedTuple
@@ -16,11 +17,13 @@ GROUPS = {
 
 
 def flag(default: Any, help: str, choices: Callable | Sequence | None = None,
-         least: float | None = None, positive: bool = False, group: str = "paper") -> Any:
+         least: float | None = None, most: float = 10**9, positive: bool = False,
+         group: str = "paper") -> Any:
     """A field of a settings class. `choices` may be a function, so that a table is read when the
-    command line is; `least` and `positive` are the range of a number; `group` is one of GROUPS."""
-    metadata = {"help": help, "choices": choices, "least": least, "positive": positive,
-                "group": group}
+    command line is; `least`, `most` and `positive` are the range of a number; `group` is one of
+    GROUPS."""
+    metadata = {"help": help, "choices": choices, "least": least, "most": most,
+                "positive": positive, "group": group}
     return field(default=default, metadata=metadata)
 
 
@@ -128,6 +131,13 @@ def check_stored(settings_class: type, values: dict[str, Any], where: str):
             raise ValueError(f"{where}: {error}") from None
 
 
+def has_controls(text: str) -> bool:
+    """Whether a text has line breaks or other characters that print nothing: Unicode's categories
+    C (controls, formats, halves of pairs), Zl and Zp. A no-break space is none."""
+    kinds = {unicodedata.category(letter) for letter in text}
+    return any(kind.startswith("C") or kind in ("Zl", "Zp") for kind in kinds)
+
+
 def check_range(f: Any, value: Any):
     """ValueError for a number that is out of the range of its flag, and for a text with line
     breaks, which could write lines of its own in a model's card."""
@@ -137,7 +147,7 @@ def check_range(f: Any, value: Any):
     elif isinstance(value, list | tuple):
         texts = value
     for text in texts:
-        if not text.isprintable():
+        if has_controls(text):
             raise ValueError(f"{option(f.name)} {text!r}: give it without line breaks")
 
     if f.metadata["positive"] and not 0 < value < math.inf:
@@ -145,3 +155,6 @@ def check_range(f: Any, value: Any):
     least = f.metadata["least"]
     if least is not None and not least <= value < math.inf:
         raise ValueError(f"{option(f.name)} {value}: give {least} or more")
+    most = f.metadata["most"]
+    if type(value) in (int, float) and not -most <= value <= most:
+        raise ValueError(f"{option(f.name)} {str(value)[:40]}: give at most {most}")

@@ -117,6 +117,12 @@ def fetch_pinned(name: str, revision: Sequence[str]) -> Path:
             f"--revision {commit}: --model {name} is a folder, which has no commits: leave it out, "
             "or name a repository of the Hub"
         )
+    is_folder = os.path.isdir(MODEL_NAMES.get(name, name))
+    if commit is not None and is_folder and commit != commit_of(folder):
+        raise ValueError(
+            f"--revision {commit}: --model {name} is the folder of commit {commit_of(folder)}: "
+            "leave --revision out, or name the repository"
+        )
     check_model(folder)
     return folder
 
@@ -172,8 +178,12 @@ def download(repository: str, kind: str, patterns: list[str], revision: str | No
 
 def commit_of(folder: Path) -> str | None:
     """The commit of a folder in the Hub's cache; None for any other folder."""
-    if folder.parent.name == "snapshots":  # .../models--OWNER--NAME/snapshots/COMMIT
-        return folder.name
+    # .../models--OWNER--NAME/snapshots/COMMIT; a folder of one's own may be named "snapshots" too
+    repository = folder.parent.parent.name
+    in_cache = folder.parent.name == "snapshots"
+    if in_cache and repository.startswith(("models--", "datasets--")):
+        if re.fullmatch("[0-9a-f]{40}", folder.name):
+            return folder.name
     return None
 
 

@@ -17,7 +17,8 @@ words, or turns), and texts can be lists of messages:
 
 Columns have these names; all others are ignored:
 
-    prompt             else `question`, else `instruction` (these two without `input` or `system`)
+    prompt             else `question`, else `instruction`; next to it no `input`, `query`,
+                       `context` or `system` may have text: join them in `prompt`
     chosen, rejected   the responses, or whole conversations that begin with the prompt
     score_chosen, score_rejected   if both are there, a row whose first is not above its second
                        (a tie) is no training pair: it is left out, and counted
@@ -58,6 +59,8 @@ STYLE_DOMAINS = {
     "safety-response": "safety",
 }
 PROMPT_COLUMNS = ("prompt", "question", "instruction")  # the first that a row has
+# columns that are a part of the prompt where they have text, and are not read
+OTHER_PROMPT_COLUMNS = ("input", "query", "context", "user", "system")
 REASONING = ("reasoning_content", "thinking")  # keys of messages that are left out, and counted
 
 # by default, --held-out: this share of the pairs, but not more than so many
@@ -198,11 +201,17 @@ def parse_pair(row: dict, where: str) -> Pair:
 def prompt_column(row: dict, where: str) -> str | None:
     """The name of the column that has the prompt, if there is one."""
     found = [column for column in PROMPT_COLUMNS if column in row]
+    # a part of the prompt must not be lost
+    lost = [column for column in OTHER_PROMPT_COLUMNS if row.get(column)]
+    if "prompt" in found and "user" in lost:
+        lost.remove("user")  # next to a prompt it is somebody's name
+    if lost:
+        names = " and ".join(f'"{column}"' for column in lost)
+        if not found:
+            raise ValueError(f'{where}: {names}, but no "prompt": name it "prompt"')
+        raise ValueError(f'{where}: {names} next to "{found[0]}": join them in "prompt"')
     if not found:
         return None
-    for more in ("input", "system"):  # a part of the prompt must not be lost
-        if found[0] != "prompt" and row.get(more):
-            raise ValueError(f'{where}: "{more}" next to "{found[0]}": join them in "prompt"')
     return found[0]
 
 
@@ -311,12 +320,15 @@ def parse_domain(row: dict, where: str) -> str:
 def is_preferred(row: dict, where: str) -> bool:
     """Whether the scores of a row, if it has them, say that the chosen response is better."""
     better, worse = row.get("score_chosen"), row.get("score_rejected")
-    if better is None or worse is None:
+    if better in (None, "") or worse in (None, ""):  # "": an empty cell of CSV
         return True
     try:
-        return float(better) > float(worse)
-    except (TypeError, ValueError):
-        raise ValueError(f"{where}: score_chosen and score_rejected: give numbers") from None
+        better, worse = float(better), float(worse)
+    except (TypeError, ValueError, OverflowError):  # the last: a whole number of 400 digits
+        better = math.nan
+    if math.isnan(better) or math.isnan(worse):
+        raise ValueError(f"{where}: score_chosen and score_rejected: give numbers")
+    return better > worse
 
 
 def load_pairs(
@@ -379,9 +391,11 @@ class Split(NamedTuple):
 def split(pairs: Sequence[Pair], held_out: float, seed: int) -> Split:
     """Hold out some pairs, by prompt: no prompt is on both sides.
 
-    `held_out` is a share of the pairs if below 1, else their number; below 0: HELD_OUT_SHARE of
-    them, at most HELD_OUT_MOST. Which prompts depends on the seed, not on the order of the pairs.
+    `held_out` is a share of the pairs if below 1, else their number; -1: HELD_OUT_SHARE of them, at
+    most HELD_OUT_MOST. Which prompts depends on the seed, not on the order of the pairs.
     """
+    if held_out < 0 and held_out != -1:
+        raise ValueError(f"--held-out {held_out:g}: give -1, a share from 0 to 1, or a number")
     wanted = held_out
     if held_out < 0:
         wanted = min(HELD_OUT_SHARE * len(pairs), HELD_OUT_MOST)
@@ -404,6 +418,11 @@ def split(pairs: Sequence[Pair], held_out: float, seed: int) -> Split:
         held_prompts.add(hashed)
         held_pairs += pairs_of_prompt[hashed]
 
+    if len(held_prompts) == len(pairs_of_prompt) == 1:
+        raise ValueError(
+            f"there is one prompt only ({len(pairs)} pairs), which cannot both train and judge: "
+            "give --held-out 0, or more prompts"
+        )
     if len(held_prompts) == len(pairs_of_prompt):
         raise ValueError(
             f"holding out {held_out:g} of {len(pairs)} pairs ({len(pairs_of_prompt)} prompts) "

@@ -37,7 +37,7 @@ from infra import distributed
 from infra.card import model_card
 from infra.checks import shapes_in
 from infra.files import read_json, read_json_lines, replacing, sha256_of, write_json
-from infra.flags import OURS, Programs, check_stored, option
+from infra.flags import OURS, Programs, check_stored, has_controls, option
 from infra.hub import MODEL_NAMES, commit_of, version_of
 from infra.machine import Machine, count_parameters
 from infra.pairs import accuracy_interval, fingerprint
@@ -69,7 +69,7 @@ def free_folder(settings: Any, usual_adapter: str) -> str:
 
     stem = f"runs/{'-'.join(parts)}-s{settings.seed}"
     folder, number = stem, 1
-    while Path(folder).exists():
+    while os.path.exists(folder):
         number += 1
         folder = f"{stem}-{number}"
     return folder
@@ -81,13 +81,22 @@ def read_record(folder: str, given: dict, settings_class: type) -> dict:
     others = [option(name) for name in given if name not in MAY_CHANGE]
     if others:
         raise ValueError(f"--resume goes on as {folder} was begun: leave out {', '.join(others)}")
+    beginnings = {"lock", "run.json.tinyrm.tmp"}  # what a run that was killed at once may leave
+    if os.path.isdir(folder) and set(os.listdir(folder)) <= beginnings:
+        raise ValueError(f"--resume {folder}: nothing to resume: remove the folder and begin again")
     try:
         record = read_json(Path(folder, "run.json"), RECORD_FIELDS)
     except ValueError as error:
         raise ValueError(f"--resume {folder}: no readable run.json in it ({error})") from None
     if "accuracy_after" in (record.get("result") or {}):
         raise ValueError(f"--resume {folder}: this run is finished; judge it with evaluate.py")
-    if record.get("format") != FORMAT:
+    number = record.get("format")
+    if number is not None and number > FORMAT:
+        raise ValueError(f"--resume {folder}: begun by a later version (format {number}): take that"
+                         " one, or begin a new run")
+    if number is not None and number < 1:
+        raise ValueError(f"{folder}/run.json: format is damaged: restore it, or begin a new run")
+    if number != FORMAT:
         raise ValueError(f"--resume {folder}: begun by an earlier version; `git checkout 4a59190` "
                          "has the one that can resume it, or begin a new run")
     check_stored(settings_class, record.get("settings") or {}, f"{folder}/run.json")
@@ -104,7 +113,7 @@ def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware
     """The folder of a new run, or (with the record of its run.json) of one that goes on, whose
     newest state is put in place. Raises ValueError if its pairs or the weights that it began with
     have changed, or if another process is at work on it."""
-    if not Path(path).name.isprintable():  # it stands in the card
+    if has_controls(Path(path).name):  # it stands in the card
         raise ValueError(f"the run folder {path!r}: give a name without line breaks")
     now = new_record(settings, hardware, model_folder, pairs, steps, model)
     run = RunFolder(Path(path), record or now, model, optimizer, programs)
@@ -122,6 +131,10 @@ def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware
     except ValueError:
         run.unlock()  # a notebook may try again
         raise
+    except OSError as error:
+        run.unlock()
+        raise ValueError(f"--resume {path}: {error.filename}: {error.strerror}: put it right, or "
+                         "begin a new run") from None
     distributed.log(f"going on after step {run.steps_done}")
     return run
 
@@ -210,6 +223,9 @@ class RunFolder:
         except FileExistsError:
             raise ValueError(f"--out {self.path} is already there: give another, or --resume "
                              f"{self.path}") from None
+        except OSError as error:
+            raise ValueError(f"--out {self.path}: {error.strerror}: give a folder that can be made"
+                             ) from None
         self.lock()
         self.write_record()
 
@@ -220,7 +236,11 @@ class RunFolder:
             return
         import fcntl  # not on Windows
 
-        self.lock_file = open(self.path / "lock", "a+")
+        try:
+            self.lock_file = open(self.path / "lock", "a+")
+        except OSError as error:
+            raise ValueError(f"{self.path}/lock: {error.strerror}: remove it, and --resume "
+                             f"{self.path}") from None
         try:
             fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -253,7 +273,11 @@ class RunFolder:
 
     def save(self, step: int):
         """What resuming needs beyond the settings: the trained weights and Adam's moments. The
-        previous state is removed once this one is whole."""
+        previous state is removed once this one is whole. ValueError if a weight is not finite."""
+        for name, p in self.trained().items():
+            if not p.isfinite().all():
+                raise ValueError(f"after step {step}: {name} is not all finite numbers, and was not"
+                                 " saved: begin a new run with another --lr")
         self.saved = time.time()
         if distributed.rank() != 0:
             return

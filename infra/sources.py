@@ -8,6 +8,7 @@ Files of one's own, and data sets that are named on the Hub, are taken as they a
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections import Counter, defaultdict
@@ -40,6 +41,8 @@ from infra.tables import has_known_ending, is_table, read_rows
 SKYWORK = "Skywork/Skywork-Reward-Preference-80K-v0.2"
 PKU = "PKU-Alignment/PKU-SafeRLHF-30K"
 WEBGPT = "openai/webgpt_comparisons"
+
+UNREADABLE = "unreadable"  # what rows are counted under of which not even the part can be read
 
 # where a data set on the Hub may have its split `train`
 TRAIN_FILES = ("train.*", "train-*", "*/train.*", "*/train-*", "train/*", "*/train/*")
@@ -335,7 +338,8 @@ def write_source(
         out.write(line + "\n")
 
     # a new set in the mix must not be counted as another one, or be lost
-    unknown = [part for part in rows_of_part if parts and part not in parts]
+    known = {*parts, UNREADABLE}
+    unknown = [part for part in rows_of_part if parts and part not in known]
     if unknown:
         raise ValueError(
             f"{repository}: its rule does not know {unknown} of {dict(rows_of_part)}: "
@@ -353,6 +357,11 @@ def source_rows(repository: str, snapshot: Snapshot) -> Iterator[SourceRow]:
             converted = read_row(row, name)
         except KeyError as column:
             raise missing_column(repository, snapshot, column) from None
+        except (AttributeError, TypeError):  # null where a text should be: counted, as no pair
+            part = UNREADABLE
+            if name in source_of(repository).parts:
+                part = name
+            converted = SourceRow(part, None)
         yield converted
 
 
@@ -420,7 +429,7 @@ def is_repository(name: str) -> bool:
     """Whether a name is that of a data set on the Hub, OWNER/NAME, and no file or folder."""
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         return False
-    return not is_table(name) and not Path(name).exists()
+    return not is_table(name) and not os.path.exists(name)
 
 
 def fetch_train_split(repository: str, revision: str | None) -> Snapshot:
@@ -494,6 +503,8 @@ def load_sets(
     commits = pinned_commits(revision, names, domain)
     if names == ["nano"]:
         sets = load_nano(domain)
+        if held_out != -1:
+            sets = sets._replace(note=f"{sets.note}; --held-out does not change them")
     else:
         sets = load_and_split(names, domain, held_out, seed, commits)
 

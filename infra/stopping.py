@@ -23,7 +23,8 @@ def stop_on_signal() -> Iterator[StopRequest]:
     def note(number, frame):
         request.signal = number
         print("stopping after this step (again: at once)", file=sys.stderr, flush=True)
-        signal.signal(number, signal.SIG_DFL)
+        for one in (signal.SIGINT, signal.SIGTERM):  # the second may be the other one
+            signal.signal(one, signal.SIG_DFL)
 
     earlier = {}
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -36,8 +37,9 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 
 def exit_code_of(command: Callable[[], None]) -> int:
-    """Run a command to its end: bad input, Ctrl-C, SIGTERM and a reader of its output that went
-    away are a line on standard error and an exit code, as the shell counts."""
+    """Run a command to its end: bad input, a file that cannot be made or read, Ctrl-C, SIGTERM and
+    a reader of its output that went away are a line on standard error and an exit code, as the
+    shell counts."""
 
     def end(number, frame):
         sys.exit(128 + number)
@@ -57,6 +59,11 @@ def exit_code_of(command: Callable[[], None]) -> int:
         # what is still to be printed when Python ends goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:  # a file that cannot be made or read; code that knows more says more
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except SystemExit as stop:
         if stop.code == 128 + signal.SIGTERM:
             print("stopped by SIGTERM", file=sys.stderr)

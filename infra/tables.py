@@ -4,14 +4,16 @@
     .parquet  .arrow            as Hugging Face's `datasets` writes them
     .csv                        with the columns' names in the first line; every cell is text
 
-each also gzipped (.jsonl.gz). A format is known by the name, JSON's two by the first character. All
-but arrays are streamed: memory does not grow with the number of rows.
+each also gzipped (.jsonl.gz), in small or capital letters. A format is known by the name, JSON's
+two by the first character, Arrow's two by the first six. All but arrays are streamed: memory
+does not grow with the number of rows.
 """
 
 import csv
 import gzip
 import io
 import json
+import os
 import stat
 import sys
 import zlib
@@ -36,11 +38,12 @@ class FileRow(NamedTuple):
 
 def is_table(name: str) -> bool:
     """Whether a name is that of a file of rows: by its ending, or as there is such a file."""
-    return has_known_ending(name) or (Path(name).exists() and not Path(name).is_dir())
+    is_other_file = os.path.exists(name) and not os.path.isdir(name)  # of a name too long: False
+    return has_known_ending(name) or is_other_file
 
 
 def has_known_ending(name: str) -> bool:
-    return name.removesuffix(".gz").endswith(SUFFIXES)
+    return name.lower().removesuffix(".gz").endswith(SUFFIXES)
 
 
 def read_rows(path: Path | str) -> Iterator[FileRow]:
@@ -53,9 +56,10 @@ def read_rows(path: Path | str) -> Iterator[FileRow]:
             raise ValueError(f"{path} is a pipe or a device: files are read more than once, so "
                              "write it to a file first")
 
-        open_file = gzip.open if name.endswith(".gz") else open
+        lower = name.lower()  # some programs write .CSV
+        open_file = gzip.open if lower.endswith(".gz") else open
         with open_file(path, "rb") as file:
-            yield from read_format(file, Path(name.removesuffix(".gz")).suffix, name)
+            yield from read_format(file, Path(lower.removesuffix(".gz")).suffix, name)
     except OSError as error:
         reason = error.strerror or error  # those of gzip have no strerror
         raise ValueError(f"{path}: {reason}: {ADVICE}") from None
@@ -72,7 +76,7 @@ def read_format(file: BinaryIO, suffix: str, name: str) -> Iterator[FileRow]:
             yield from rows_of_batches(parquet.iter_batches(batch_size=256), name)
 
     elif suffix == ".arrow":
-        yield from rows_of_batches(pyarrow.ipc.open_stream(file), name)
+        yield from rows_of_batches(arrow_batches(file), name)
 
     elif suffix == ".csv":
         csv.field_size_limit(sys.maxsize)  # it is 131,072 characters
@@ -88,6 +92,18 @@ def read_format(file: BinaryIO, suffix: str, name: str) -> Iterator[FileRow]:
         yield from read_json_rows(file, name)
 
 
+def arrow_batches(file: BinaryIO) -> Iterator[pyarrow.RecordBatch]:
+    """The batches of Arrow's stream format, which `datasets` writes, or of its file format."""
+    magic = file.read(6)
+    file.seek(0)
+    if magic != b"ARROW1":
+        yield from pyarrow.ipc.open_stream(file)
+        return
+    reader = pyarrow.ipc.open_file(file)
+    for number in range(reader.num_record_batches):
+        yield reader.get_batch(number)
+
+
 def rows_of_batches(batches: Iterator[pyarrow.RecordBatch], name: str) -> Iterator[FileRow]:
     number = 0
     for batch in batches:
@@ -100,6 +116,8 @@ def read_json_rows(file: BinaryIO, name: str) -> Iterator[FileRow]:
     """An array of objects, or an object a line; blank lines are skipped."""
     is_first = True
     for number, line in enumerate(file, 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")  # the byte order mark of some editors
         if not line.strip():
             continue
         if is_first and line.lstrip().startswith(b"["):

@@ -159,7 +159,7 @@ def test_a_link_where_the_temporary_file_stands_is_not_followed(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("kept")
-    (tmp_path / "model.tmp").symlink_to(outside)
+    (tmp_path / "model.tinyrm.tmp").symlink_to(outside)
     with replacing(tmp_path / "model") as temporary:
         temporary.mkdir()
         (temporary / "new").write_text("new")
@@ -298,6 +298,9 @@ def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(copy):
     (dict(vocab_size="16"), "vocab_size"),
     (dict(sliding_window=7), "sliding_window"),
     (dict(decoder_bias=False), "decoder_bias"),
+    (dict(head_dim=17), "head_dim is 17"),
+    (dict(architectures=["ModernBertForTokenClassification"]),
+     "architectures names 'ModernBertForTokenClassification'"),
 ])
 def test_a_key_that_changes_the_result_is_refused_by_name(copy, changes, message):
     change_json(copy / "config.json", **changes)
@@ -320,6 +323,12 @@ def test_a_file_that_is_larger_than_its_config_says_is_not_read(copy):
         check_model(copy)
 
 
+def test_files_that_are_not_read_do_not_count(copy):
+    with open(copy / "model-q8.safetensors", "wb") as file:
+        file.truncate(3 * 2**30)
+    check_model(copy)
+
+
 @pytest.mark.parametrize("key, value", [
     ("init_lora_weights", "pissa"), ("init_lora_weights", "olora"), ("rank_pattern", {"Wi": 4}),
     ("modules_to_save", ["embeddings"]), ("task_type", "TOKEN_CLS"), ("something_new", 1),
@@ -333,6 +342,27 @@ def test_an_adapter_of_another_kind_is_refused_by_name(copy, tmp_path, key, valu
     change_json(tmp_path / "adapter/adapter_config.json", **{key: value})
     with pytest.raises(ValueError, match=f"adapter_config.json: .*{key}"):
         dora.load_adapter(tinyrm.load(copy), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("targets, message", [
+    (r".*layers\.\d+\.attn\.Wqkv|.*dense", "names 'model.layers.1.attn.Wqkv', for which"),
+    ("all-linear", "names 'model.layers.1.attn.Wqkv', for which"),
+    ("(", r"adapter_config.json: target_modules '\(' is no regular expression"),
+])
+def test_targets_as_one_text_are_looked_for_in_the_tensors(copy, tmp_path, targets, message):
+    model = tinyrm.load(copy)
+    dora.adapt(model, rank=2)
+    folder = tmp_path / "adapter"
+    dora.save_adapter(model, folder, str(copy))
+    change_json(folder / "adapter_config.json", target_modules="all-linear")
+    dora.load_adapter(tinyrm.load(copy), folder)
+
+    state = load_file(folder / "adapter_model.safetensors")
+    state = {name: tensor for name, tensor in state.items() if "layers.1.attn.Wqkv" not in name}
+    save_file(state, folder / "adapter_model.safetensors")
+    change_json(folder / "adapter_config.json", target_modules=targets)
+    with pytest.raises(ValueError, match=message):
+        dora.load_adapter(tinyrm.load(copy), folder)
 
 
 def test_the_base_of_an_adapter_may_be_given_from_where_it_is(copy, tmp_path):

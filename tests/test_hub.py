@@ -179,6 +179,21 @@ def test_a_model_is_fetched_at_the_commit_that_is_given_for_it(hub, tmp_path):
         assert commit_of(fetch_pinned("org/base", ["o/r=def"])) == newest != old
 
 
+@pytest.mark.parametrize("path", ["snapshots/second", "models--o--r/snapshots/second",
+                                  f"snapshots/{'a' * 40}"])
+def test_a_folder_of_snapshots_of_ones_own_has_no_commit(tmp_path, path):
+    assert commit_of(tmp_path / path) is None
+
+
+def test_a_folder_of_the_cache_has_its_own_commit_only(hub, tmp_path):
+    with hub.client(tmp_path):
+        folder = str(fetch_model("org/base"))
+    commit = hub.commit("model:org/base")
+    assert str(fetch_pinned(folder, [commit])) == folder
+    with pytest.raises(ValueError, match=f"is the folder of commit {commit}: leave --revision"):
+        fetch_pinned(folder, ["b" * 40])
+
+
 def test_a_folder_has_no_commits():
     assert fetch_pinned("nano", ["o/r=def"]) == ROOT / "nano"
     with pytest.raises(ValueError, match="--revision abc: --model nano is a folder, which has no"):

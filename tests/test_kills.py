@@ -1,7 +1,8 @@
 """Killed at any moment, before an operation on a file or inside a write, a run resumes to the same
 bits or begins again.
 
-    pytest tests/test_kills.py                at some moments
+    pytest tests/test_kills.py                at four or five moments of a run, and five of one
+                                              that resumes
     KILL_ALL=1 pytest tests/test_kills.py     at all of them, some minutes
 
 A kill is os._exit in a forked child: nothing is flushed, closed or cleaned up after it.

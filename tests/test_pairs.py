@@ -273,13 +273,21 @@ def test_the_prompt_has_one_of_three_names(column):
 
 
 def test_a_column_prompt_comes_before_others():
-    assert parse_pair(row(question="q", instruction="i", input="x"), "").prompt == "p0"
+    assert parse_pair(row(question="q", instruction="i", user="x"), "").prompt == "p0"
 
 
-@pytest.mark.parametrize("more", ["input", "system"])
-def test_a_part_of_the_prompt_in_another_column_is_not_lost(more):
-    fields = {"instruction": "Translate.", more: "Hola.", "chosen": "Hello.", "rejected": "Bye."}
-    with pytest.raises(ValueError, match=f'line 1: "{more}" next to "instruction": join them'):
+@pytest.mark.parametrize("more", ["input", "system", "query", "context"])
+@pytest.mark.parametrize("column", ["instruction", "prompt"])
+def test_a_part_of_the_prompt_in_another_column_is_not_lost(column, more):
+    fields = {column: "Translate.", more: "Hola.", "chosen": "Hello.", "rejected": "Bye."}
+    with pytest.raises(ValueError, match=f'line 1: "{more}" next to "{column}": join them'):
+        parse_pair(fields, "f, line 1")
+
+
+@pytest.mark.parametrize("name", ["input", "query", "context", "user"])
+def test_a_prompt_by_another_name_is_refused(name):
+    fields = {name: "What is 2 + 3?", "chosen": "It is 5.", "rejected": "It is 6."}
+    with pytest.raises(ValueError, match=f'line 1: "{name}", but no "prompt"'):
         parse_pair(fields, "f, line 1")
 
 
@@ -290,14 +298,18 @@ def test_other_columns_are_named_with_a_way_out():
 
 
 def test_rows_whose_scores_do_not_prefer_the_chosen_are_left_out_and_counted(write):
-    scores = [(8.5, 3), (5, 5), (2, 7), ("9", "8"), (None, 7)]
+    scores = [(8.5, 3), (5, 5), (2, 7), ("9", "8"), (None, 7), ("", "")]
     rows = [row(i, score_chosen=a, score_rejected=b) for i, (a, b) in enumerate(scores)]
     left_out = Counter()
     pairs = load_pairs([write(*rows)], left_out=left_out)
-    assert [pair.prompt for pair in pairs] == ["p0", "p3", "p4"]
+    assert [pair.prompt for pair in pairs] == ["p0", "p3", "p4", "p5"]
     assert left_out["rows whose score_chosen is not above score_rejected"] == 2
+
+
+@pytest.mark.parametrize("score", ["good", float("nan"), "nan", 10**400])
+def test_a_score_that_is_no_number_is_one_line(write, score):
     with pytest.raises(ValueError, match="line 1: score_chosen and score_rejected: give numbers"):
-        load_pairs([write(row(score_chosen="good", score_rejected=1))])
+        load_pairs([write(row(score_chosen=score, score_rejected=1))])
 
 
 def test_responses_to_choose_from_may_be_messages():
@@ -659,8 +671,8 @@ def test_what_fails_half_way_changes_nothing_and_leaves_nothing(tmp_path, is_fol
 
 
 def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path):
-    (tmp_path / "x.tmp").mkdir()
-    (tmp_path / "x.tmp/half").write_text("")
+    (tmp_path / "x.tinyrm.tmp").mkdir()
+    (tmp_path / "x.tinyrm.tmp/half").write_text("")
     with replacing(tmp_path / "x") as temporary:
         temporary.write_text("whole")
     assert names_in(tmp_path) == ["x"]
@@ -669,3 +681,29 @@ def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path):
 def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256_of(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_what_a_stranger_put_beside_a_file_stays(tmp_path):
+    (tmp_path / "x.tmp").write_text("mine")
+    write_json(tmp_path / "x", 1)
+    assert (tmp_path / "x.tmp").read_text() == "mine"
+
+
+def test_an_old_folder_comes_back_whole_or_new_and_never_half(tmp_path, monkeypatch):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/old").write_text("old")
+
+    def fail(path):
+        raise OSError("killed")
+
+    # nothing of the old folder is removed before the new one stands in its place
+    monkeypatch.setattr("infra.files.shutil.rmtree", fail)
+    with pytest.raises(OSError, match="killed"), replacing(tmp_path / "x") as temporary:
+        temporary.mkdir()
+        (temporary / "new").write_text("new")
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["new"]
+
+
+def test_one_prompt_cannot_train_and_judge():
+    with pytest.raises(ValueError, match="one prompt only .*: give --held-out 0, or more prompts"):
+        split([Pair("p", "a", "b")] * 3, held_out=-1, seed=0)

@@ -181,6 +181,19 @@ def test_a_row_that_is_no_pair_is_left_out_and_counted(hub, tmp_path):
     assert "left out 1 rows that are no pairs or ties" in made.note
 
 
+def test_a_row_of_nulls_is_counted(hub, tmp_path):
+    set_skywork(hub, [skywork_row("magpie", "p") | {"source": None}, *SKYWORK_ROWS])
+    with hub.client(tmp_path):
+        made = convert("reasoning")
+    assert len(texts(made.files)) == 1
+    assert "left out 1 rows that are no pairs or ties" in made.note and "0 unreadable" in made.note
+
+
+def test_a_held_out_share_of_nanos_pairs_is_said_to_change_nothing():
+    note = sources.load_sets(["nano"], "chat", held_out=0.5, limit=0, seed=0).note
+    assert note.endswith("; --held-out does not change them")
+
+
 def test_an_unknown_source_is_an_error_with_the_counts_and_leaves_nothing(hub, tmp_path):
     rows = [*SKYWORK_ROWS, skywork_row("Mystery", "?"), skywork_row("Mystery", "!")]
     set_skywork(hub, rows)

@@ -40,6 +40,13 @@ def comma_separated(rows) -> bytes:
     return out.getvalue().encode("utf-8-sig")  # as spreadsheets write it
 
 
+def arrow_file(rows) -> bytes:
+    table, out = pyarrow.Table.from_pylist(rows), io.BytesIO()
+    with pyarrow.ipc.new_file(out, table.schema) as writer:
+        writer.write_table(table, max_chunksize=300)
+    return out.getvalue()
+
+
 BODIES = {
     "a.jsonl": json_lines(ROWS),
     "lines.json": json_lines(ROWS),
@@ -48,6 +55,10 @@ BODIES = {
     "a.parquet": parquet(ROWS),
     "a.arrow": arrow(ROWS),
     "a.csv": comma_separated(ROWS),
+    "A.CSV": comma_separated(ROWS),
+    "file.arrow": arrow_file(ROWS),
+    "marked.json": b"\xef\xbb\xbf" + json.dumps(ROWS).encode(),
+    "marked.jsonl": b"\xef\xbb\xbf" + json_lines(ROWS),
     "a.txt": json_lines(ROWS),
 }
 

@@ -85,6 +85,10 @@ def test_the_head_that_a_checkpoint_has_is_read_from_its_class():
     assert classifier.saved_head == "cls"
 
 
+def test_a_head_size_that_follows_from_the_others_may_stand_there():
+    assert small_config(head_dim=small_config().head_size).head_size == small_config().head_size
+
+
 def test_what_is_not_understood_is_written_back():
     raw = small_config(something_else=[1, 2]).to_json("cls")
     assert raw["something_else"] == [1, 2]
@@ -100,7 +104,11 @@ def test_what_is_not_understood_is_written_back():
     (dict(vocab_size=None), "a size is missing: vocab_size"),
     (dict(layer_types=[GLOBAL]), "layer_types does not have num_hidden_layers entries"),
     (dict(layer_types=["mamba"] * 4), "layer_types"),
-    (dict(rope_parameters={"rope_theta": 1e4}), "rope_parameters"),
+    (dict(rope_parameters={GLOBAL: {"rope_theta": 0}}), "rope_theta is '0': give 1 to"),
+    (dict(rope_parameters={GLOBAL: {"rope_theta": float("nan")}}), "rope_theta is 'nan'"),
+    (dict(rope_parameters={SLIDING: {"rope_theta": "abc"}}), "rope_theta is 'abc'"),
+    (dict(rope_parameters={SLIDING: {"rope_theta": True}}), "rope_theta is 'True'"),
+    (dict(rope_parameters={"rope_theta": 1e4}), "rope_parameters: unknown entry 'rope_theta'"),
 ])
 def test_a_config_that_is_not_built_here_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -631,3 +639,10 @@ def test_the_script_prints_an_error_as_one_line_and_exits_with_2(capsys, monkeyp
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: {tmp_path} is no model folder: it has no " \
                                       "config.json\n"
+
+
+def test_a_folder_without_a_tokenizer_is_one_line(tiny, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny / name).read_bytes())
+    with pytest.raises(ValueError, match="tokenizer.json: .*: fetch it again"):
+        tinyrm.main(tmp_path)

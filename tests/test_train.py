@@ -29,6 +29,7 @@ from infra import run_folder
 from infra.files import read_json, read_json_lines
 from infra.hub import ROOT
 from infra.pairs import load_pairs, split
+from infra.stopping import exit_code_of, stop_on_signal
 
 # of the processes that are started here as well: another number of threads rounds differently
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -156,6 +157,14 @@ def test_each_epoch_sees_each_pair_once_in_an_order_of_its_own():
 def test_the_pairs_of_a_step_follow_from_its_number():
     steps = list(train.step_pairs(NUMBERED, 4, range(9), seed=17))
     assert list(train.step_pairs(NUMBERED, 4, range(6, 9), seed=17)) == steps[6:]
+
+
+def test_the_order_of_an_epoch_is_drawn_once(monkeypatch):
+    draws = []
+    randperm = torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *a, **k: draws.append(1) or randperm(*a, **k))
+    list(train.step_pairs(list(range(10)), 2, range(10), seed=0))
+    assert len(draws) == 2
 
 
 def test_the_two_rows_of_a_pair_stand_next_to_each_other(tiny):
@@ -462,6 +471,16 @@ def test_sigterm_saves_and_says_how_to_go_on(flags, tmp_path):
     assert list((tmp_path / "run/state").glob("step-*.safetensors"))
 
 
+def test_after_ctrl_c_either_signal_ends_at_once(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_on_signal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert handlers == [signal.SIG_DFL, signal.SIG_DFL]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_a_state_that_could_not_be_written_leaves_the_one_before(flags, finished, monkeypatch):
     def write_half(tensors, path):
         Path(path).write_bytes(b"half")
@@ -608,6 +627,11 @@ def test_few_pairs_to_judge_by_are_said_to_be_few(flags, capsys, held_out, says)
         assert "38 pairs to train on, 10 to judge by" in printed
 
 
+def test_a_no_break_space_in_a_name_is_no_line_break(flags, tmp_path):
+    train.main(flags(out=tmp_path / "a\u00a0b", max_steps=1))
+    assert is_finished(tmp_path / "a\u00a0b")
+
+
 # --- what is wrong, in one line --------------------------------------------------------------
 
 
@@ -642,6 +666,11 @@ def refused(argv, capsys):
     ({"revision": ["a", "b"], "data": "hub"}, "a b: give COMMIT"),
     ({"lr": 0}, "--lr 0.0: give a number above 0"),
     ({"lr": "nan"}, "--lr nan"),
+    ({"lr": "1e300"}, "--lr 1e+300: give at most 1000000000"),
+    ({"alpha": "1e308"}, "--alpha 1e+308: give at most 1000000000"),
+    ({"epochs": "1e300"}, "--epochs 1e+300: give at most 1000000000"),
+    ({"seed": 10**400}, "--seed 10000000000000000"),
+    ({"held_out": -0.5}, "--held-out -0.5: give -1,"),
     ({"batch_size": 7}, "--batch-size 7: rows come in pairs"),
     ({"freeze": 77}, "--freeze 77: this model has 3 layers"),
     ({"freeze": -1}, "--freeze -1: give 0 or more"),
@@ -650,6 +679,9 @@ def refused(argv, capsys):
     ({"dtype": "fp64"}, "--dtype fp64: give auto, fp32 or bf16"),
     ({"max": 3}, "unrecognized arguments: --max 3"),
     ({"out": "."}, "--out . is already there: give another, or --resume ."),
+    ({"out": "x" * 300}, "File name too long: give a folder that can be made"),
+    ({"out": "/dev/null/run"}, "--out /dev/null/run: Not a directory: give a folder"),
+    ({"data": "x/" + "y" * 300}, "x/yyyy"),
     ({"template": "choice", "context": "single"}, "no template choice for context single"),
     ({"held_out": 999}, "leaves nothing to train on"),
     ({"resume": "nowhere"}, "leave out --domain, --model,"),
@@ -660,6 +692,31 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, tmp_path, capsys, monke
     monkeypatch.chdir(tmp_path)
     assert message in refused(flags(**changes), capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["lock", "metrics.jsonl"])
+def test_a_folder_in_the_place_of_a_file_of_a_run_is_one_line(unfinished, capsys, name):
+    (unfinished / name).unlink()
+    (unfinished / name).mkdir()
+    message = refused(["--resume", unfinished], capsys)
+    assert f"{unfinished}/{name}: Is a directory" in message
+
+
+def test_an_empty_folder_is_to_be_removed(tmp_path, capsys):
+    message = refused(["--resume", tmp_path], capsys)
+    assert message == (f"--resume {tmp_path}: nothing to resume: remove the folder and begin again")
+
+
+@pytest.mark.parametrize("number, message", [(3, "begun by a later version (format 3): take that"),
+                                             (-1, "run.json: format is damaged: restore it")])
+def test_a_format_of_no_earlier_version_is_said_to_be_so(unfinished, number, message):
+    change_record(unfinished, format=number)
+    assert message in message_of(["--resume", str(unfinished)])
+
+
+def test_a_file_that_cannot_be_read_is_a_line_of_the_command(tmp_path, capsys):
+    assert exit_code_of(lambda: (tmp_path / "x").read_bytes()) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/x: No such file or directory\n"
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(capsys):
@@ -684,6 +741,17 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_lines(flags, tiny, tmp_pa
     message = message_of(flags(model=tmp_path / "broken"))
     assert re.search(r"loss nan .*rate 0.01.*lower --lr", message)
     assert re.search(r"step 1\b.* line \d+", message)
+
+
+@pytest.mark.parametrize("lr, message", [
+    ("1e-320", "after step 1: .* is not all finite numbers, and was not saved"),
+    ("1e9", "after the last step the loss is nan: begin with another --lr"),
+])
+def test_a_last_step_that_spoils_the_weights_is_no_finished_run(flags, tmp_path, lr, message):
+    with pytest.raises(ValueError, match=message):
+        train.main(flags(lr=lr, max_steps=1, adapter="full"))
+    assert "accuracy_after" not in result_of(tmp_path / "run")
+    assert not (tmp_path / "run/model").exists()
 
 
 def test_an_error_of_our_own_keeps_its_traceback(flags, monkeypatch):
