@@ -136,10 +136,12 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(400, {"error": str(error)})
 
     def answer(self) -> dict:
+        # what was sent is read before any answer: a client that is still sending hears none
+        body = self.read_body()
         if self.path not in PATHS:
             raise Refused(404, "give POST /compare or POST /rank, or GET /health")
         read_item, show = PATHS[self.path]
-        question = Question(read_item(self.read_request()), Future())
+        question = Question(read_item(parse_request(body)), Future())
         try:
             self.server.waiting.put_nowait(question)
         except queue.Full:
@@ -149,19 +151,22 @@ class Handler(BaseHTTPRequestHandler):
         except Exception as error:  # of the model's thread
             raise Refused(500, f"{type(error).__name__}: {error}") from None
 
-    def read_request(self) -> dict:
+    def read_body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise Refused(411, "give Content-Length")
         if int(length) > MOST_BYTES:
-            raise Refused(413, f"{length} bytes: at most {MOST_BYTES}")
-        try:
-            request = json.loads(self.rfile.read(int(length)))
-        except (ValueError, RecursionError) as error:
-            raise Refused(400, f"not valid JSON ({error})") from None
-        if not isinstance(request, dict):
-            raise Refused(400, 'give an object, {"prompt": ...}')
-        return request
+            self.discard(min(int(length), 16 * MOST_BYTES))
+            raise Refused(413, f"{length[:20]} bytes: at most {MOST_BYTES}")
+        return self.rfile.read(int(length))
+
+    def discard(self, length: int):
+        """Read so many bytes and keep none."""
+        while length > 0:
+            part = self.rfile.read(min(length, 65_536))
+            if not part:  # nothing more comes
+                return
+            length -= len(part)
 
     def reply(self, status: int, answer: dict):
         body = json.dumps(answer).encode() + b"\n"
@@ -173,6 +178,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *about):
         """A line a request is too much."""
+
+
+def parse_request(body: bytes) -> dict:
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"not valid JSON ({error})") from None
+    if not isinstance(request, dict):
+        raise Refused(400, 'give an object, {"prompt": ...}')
+    return request
 
 
 class Server(ThreadingHTTPServer):
