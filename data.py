@@ -203,8 +203,11 @@ TEMPLATES = {
 # ----------------------------------------------------------------------------------- the tokenizer
 
 
-SEAM = re.compile(r"\S(?= )")  # very long texts are cut behind it, see PromptFormat.without_middle
-LONGEST_WORD = 1_000_000  # characters of a text that has no seam (a word of this size is none)
+# Of a text of more characters only the ends are tokenised, see PromptFormat.without_middle. It is
+# cut at seams; one without any (a word of a million letters is none) is cut anywhere.
+VERY_LONG = 100_000
+SEAM = re.compile(r"\S(?= )")
+LONGEST_WORD = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -345,7 +348,10 @@ class PromptFormat:
 
     @cached_property
     def label_ids(self) -> tuple[int, int]:
-        """The token ids of label 0 and of label 1."""
+        """What label 0 and label 1 are among the logits: the token ids of their words, or under
+        head "cls" the two classes."""
+        if self.head == "cls":
+            return 0, 1
         words = TEMPLATES[self.template, self.context].labels
         ids = []
         for word in words:
@@ -396,7 +402,7 @@ class PromptFormat:
         texts = {QUESTION: self.question(pair)}
         for slot, text in ((PROMPT, pair.prompt), (A, first), (B, second)):
             texts[slot] = clean(text)
-            if len(text) > 48 * self.max_length:  # very long
+            if len(text) > max(VERY_LONG, 48 * self.max_length):
                 texts[slot] = self.without_middle(texts[slot])
         pieces = []
         for parts in TEMPLATES[self.template, self.context].pieces:
@@ -413,7 +419,8 @@ class PromptFormat:
 
     def without_middle(self, text: str) -> str:
         """Both ends of a very long text, with enough tokens each: a row has no more of a
-        response's beginning, nor of a prompt's end, and 20 MB would take gigabytes.
+        response's beginning, nor of a prompt's end, and 20 MB would take gigabytes. What is left
+        out here is not counted in `Row.cut`, which says then that at least so much was cut.
 
         It is cut at seams: a seam is a place after a visible character and before a space. No token
         has a visible character and then a space (`has_seams`), so none reaches over a seam: pairs

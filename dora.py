@@ -226,7 +226,7 @@ def merge(model: ModernBERT) -> ModernBERT:
 #     base_model.model.classifier.weight
 
 PREFIX = "base_model.model."
-CONFIG = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 PEFT_NAMES = {"A": ".lora_A.weight", "B": ".lora_B.weight", "m": ".lora_magnitude_vector"}
 
 
@@ -270,7 +270,7 @@ def save_adapter(model: ModernBERT, folder: str | Path, base: str):
         "modules_to_save": ["classifier"] if has_classifier else None,
         "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 # What adapter_config.json may say. Other keys may only be null, false or empty.
@@ -306,10 +306,10 @@ def load_adapter(model: ModernBERT, folder: str | Path):
     its own, and the embeddings keep theirs. Raises ValueError for a kind of adapter that is not
     built here and for tensors that do not fit."""
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} holds no readable PEFT adapter: it has no {CONFIG}")
-    config = read_json(folder / CONFIG, ADAPTER_FIELDS)
-    check_adapter_config(folder / CONFIG, config, model.head_kind)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{folder} holds no readable PEFT adapter: it has no {ADAPTER_CONFIG}")
+    config = read_json(folder / ADAPTER_CONFIG, ADAPTER_FIELDS)
+    check_adapter_config(folder / ADAPTER_CONFIG, config, model.head_kind)
     groups = group_by_layer(read_weights(folder / "adapter_model.safetensors"))
     check_adapter_layers(folder, config, groups, model)
 
@@ -362,8 +362,8 @@ def check_adapter_layers(folder: Path, config: dict, groups: dict, model: Modern
             if targets != "all-linear":
                 names = [name for name in names if re.fullmatch(targets, name)]
         except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"{folder / CONFIG}: target_modules {targets[:60]!r} is no regular "
-                             f"expression ({error})") from None
+            raise ValueError(f"{folder / ADAPTER_CONFIG}: target_modules {targets[:60]!r} is no "
+                             f"regular expression ({error})") from None
         targets = names
     if not isinstance(targets, list):
         targets = []

@@ -32,6 +32,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -47,13 +48,12 @@ from data import Batch, Item, Pair, PromptFormat, Row
 from infra.against import OtherJudge, compare_with, read_other_judges, show_comparison
 from infra.benchmarks import BENCHMARKS, EvalSet, load_eval_set
 from infra.checks import check_model, read_format
-from infra.files import read_json
 from infra.flags import OURS
 from infra.hub import fetch_model, version_of
 from infra.machine import pick_device
 from infra.pairs import to_text
 from infra.prefetch import one_ahead
-from infra.printed import LEGEND, counted, show
+from infra.printed import LEGEND, plural, show
 from infra.progress import with_progress
 from infra.ranked_rows import (
     ROWS_AT_A_TIME,
@@ -67,7 +67,7 @@ from infra.report import report, without_texts
 from infra.results import JudgedSet, check_writable, results_folder, write_results
 from infra.stopping import exit_code_of
 from infra.tables import is_table
-from tinyrm import ModernBERT
+from tinyrm import ModernBERT, read_json
 
 WINDOW = 256  # comparisons that are tokenised at a time, one window ahead of the encoder
 ALL_PAIRS = 8  # so many responses `rank` compares each with each
@@ -375,18 +375,20 @@ def ranking(judged: Judged, asked: int) -> list[Ranked]:
 # -------------------------------------------------------------------------- tournaments of many
 
 
-class Tournament(NamedTuple):
-    """A Swiss tournament of the k distinct responses of an item: in each round neighbours by the
-    score so far meet, who have not met before. log2(k) rounds of k / 2 comparisons tell more of
-    those that are close, and cost k log2(k) / 2 in place of k (k - 1) / 2.
+@dataclass(frozen=True)
+class Tournament:
+    """A Swiss tournament of the k distinct responses of an item. In each round a response is
+    compared with a neighbour by the score so far, one that it has not met. log2(k) rounds of k / 2
+    comparisons go mostly to responses that are close, and cost k log2(k) / 2 in place of
+    k (k - 1) / 2.
 
     The score is the best fit to what was played: s with s_i - s_j close to the log-odds of i over
     j, by least squares. Were all played, it would be `Judged.mean_log_odds`. Two that did not meet
     are taken to differ as their scores do."""
 
     item: Item  # its responses in the order of their texts, so that the order given does not matter
-    log_odds: np.ndarray  # (k, k), as in Judged; 0 where not played
-    played: np.ndarray  # (k, k) 1 or 0, symmetric
+    log_odds: np.ndarray  # (k, k), as in Judged; 0 where not played. `add` fills it in
+    played: np.ndarray  # (k, k) 1 or 0, symmetric; likewise
 
     @classmethod
     def of(cls, item: Item) -> "Tournament":
@@ -399,7 +401,8 @@ class Tournament(NamedTuple):
 
     def scores(self) -> np.ndarray:
         """(k,) with mean 0. The sum of squares of s_i - s_j - x_ij is least where for each i the
-        s_i - s_j of those that it met add up to its x_ij: a system of k equations."""
+        s_i - s_j of those that it met add up to its x_ij: a system of k equations, whose matrix is
+        the Laplacian of the graph of games."""
         both_orders = (self.log_odds - self.log_odds.T) / 2  # (k, k)
         met = np.diag(self.played.sum(axis=1))
         return np.linalg.lstsq(met - self.played, both_orders.sum(axis=1))[0]
@@ -591,7 +594,7 @@ def weights_folder(folder: Path) -> Path:
 
 def base_folder(folder: Path) -> Path:
     """The folder of the model that an adapter belongs to; of a model the folder itself."""
-    file = folder / "adapter_config.json"
+    file = folder / dora.ADAPTER_CONFIG
     if not file.is_file():
         return folder
     config = read_json(file, dora.ADAPTER_FIELDS)
@@ -779,9 +782,9 @@ def print_ranking(reward_model: RewardModel, prompt: str, responses: list[str]):
     ranked = reward_model.rank(prompt, responses)
     asked = ranked[0].asked
     if reward_model.single:
-        print(counted(asked, "score"))
+        print(plural(asked, "score"))
     else:
-        print(f"{counted(asked, 'comparison')}, in both orders")
+        print(f"{plural(asked, 'comparison')}, in both orders")
     for one in ranked:
         print(f"{one.rank:3}.  wins {one.win:.3f}  log-odds {one.score:+.3f}  {one.response}")
 
@@ -870,11 +873,11 @@ def judge_set(
     print(show([entry]))
 
     judged_set = JudgedSet(entry, judged, eval_set.keys, draws)
-    comparisons = [compare_with(eval_set.measure, judged_set, other) for other in others]
-    for comparison in comparisons:
-        print(show_comparison(comparison))
-    if comparisons:
-        entry["against"] = comparisons
+    next_to_others = [compare_with(eval_set.measure, judged_set, other) for other in others]
+    for both in next_to_others:
+        print(show_comparison(both))
+    if next_to_others:
+        entry["against"] = next_to_others
     return judged_set
 
 

@@ -98,10 +98,10 @@ REQUIRED = {
     "norm_bias": False,
     "classifier_bias": False,
     "rope_scaling": {"rope_type": "default"},
-    "head_dim": None,  # hidden_size / num_attention_heads
     "pruned_heads": None,
     "quantization_config": None,
 }
+
 
 class Field(NamedTuple):
     """What a field of a JSON file must be, if it is there; null counts as left out."""
@@ -183,8 +183,6 @@ class Config:
             given = str(raw.get("model_type"))[:40]
             raise ValueError(f"model_type is {given!r}: only {cls.model_type!r} is built here")
         for key, value in REQUIRED.items():
-            if key == "head_dim" and raw.get(key) and raw.get("num_attention_heads"):
-                value = (raw.get("hidden_size") or 0) // raw["num_attention_heads"]
             if raw.get(key) and raw[key] != value:
                 raise ValueError(f"{key} is {repr(raw[key])[:60]}: only {value!r} is built here")
 
@@ -232,6 +230,8 @@ class Config:
 
         if values["hidden_size"] % (2 * values["num_attention_heads"]):  # 2: RoPE turns pairs
             raise ValueError("hidden_size is not a multiple of 2 num_attention_heads")
+        if raw.get("head_dim") not in (None, raw["hidden_size"] // raw["num_attention_heads"]):
+            raise ValueError(f"head_dim is {repr(raw['head_dim'])[:60]}, not hidden_size / heads")
         if len(values["layer_types"]) != values["num_hidden_layers"]:
             raise ValueError("layer_types does not have num_hidden_layers entries")
         return cls(**values, raw=dict(raw))

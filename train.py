@@ -159,10 +159,7 @@ def loss_and_correct(model: ModernBERT, prompt_format: PromptFormat, batch: Batc
       every loss is a mean over rows in the end.
     """
     h = model(batch.tokens, batch.starts, batch.read_at)  # (B, D)
-    if prompt_format.head == "cls":
-        first, second = 0, 1  # the classes
-    else:
-        first, second = prompt_format.label_ids  # the words
+    first, second = prompt_format.label_ids  # two words of V, or the two classes
 
     if prompt_format.context == "single":
         words = torch.tensor([first, second], device=h.device)

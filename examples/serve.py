@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import Item  # noqa: E402
 from evaluate import Ranked, RewardModel, make_items  # noqa: E402
 from infra.ranked_rows import ranking_of  # noqa: E402
+from infra.stopping import exit_code_of  # noqa: E402
 
 MOST_BYTES = 2**20  # of a request
 MOST_RESPONSES = 256  # of a request
@@ -244,8 +245,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code_of(main))

@@ -30,7 +30,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluate import RewardModel  # noqa: E402
-from infra.files import read_json_lines  # noqa: E402
+from infra.stopping import exit_code_of  # noqa: E402
+from infra.tables import read_rows  # noqa: E402
 
 THOUGHTS_BEGIN, THOUGHTS_END = "<think>", "</think>"
 
@@ -128,7 +129,7 @@ def main(argv: list[str] | None = None):
     add = parser.add_argument
     add("judge", metavar="JUDGE", help="a run, a model folder or a Hub name")
     add("policy", metavar="POLICY", help="the model that is trained, by its folder or Hub name")
-    add("prompts", metavar="PROMPTS", help="JSON lines of prompts")
+    add("prompts", metavar="PROMPTS", help="JSON lines, or another table (infra/tables.py)")
     add("--rloo", action="store_true", help="RLOO in place of GRPO")
     flags, of_trl = parser.parse_known_args(argv)
 
@@ -137,7 +138,7 @@ def main(argv: list[str] | None = None):
         trainer_class, config_class = RLOOTrainer, RLOOConfig
     (config,) = HfArgumentParser(config_class).parse_args_into_dataclasses(of_trl)
 
-    rows = [row for _, row in read_json_lines(flags.prompts)]
+    rows = [found.row for found in read_rows(flags.prompts)]
     trainer = trainer_class(
         model=flags.policy,
         args=config,
@@ -150,8 +151,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code_of(main))

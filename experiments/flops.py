@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluate import RewardModel  # noqa: E402
 from infra.benchmarks import load_eval_set  # noqa: E402
 from infra.machine import peak_bytes  # noqa: E402
+from infra.stopping import exit_code_of  # noqa: E402
 from tinyrm import BLOCK, Config  # noqa: E402
 
 # --------------------------------------------------------------------------------------- counting
@@ -163,8 +164,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code_of(main))

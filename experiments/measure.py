@@ -29,11 +29,10 @@ from data import Batch, Item, Pair, PromptFormat, Row, RowTokenizer  # noqa: E40
 from evaluate import RewardModel  # noqa: E402
 from experiments.causal import CausalModernBERT, CausalPromptFormat  # noqa: E402
 from experiments.flops import flops  # noqa: E402
-from infra.files import read_json  # noqa: E402
 from infra.hub import ROOT  # noqa: E402
 from infra.pairs import load_pairs  # noqa: E402
 from infra.sources import load_sets  # noqa: E402
-from tinyrm import Config, ModernBERT, PackedLayout  # noqa: E402
+from tinyrm import Config, ModernBERT, PackedLayout, read_json  # noqa: E402
 
 NANO = ROOT / "nano"
 # scales of what specialists changed; of three of them, 1/3 is the average of their weights

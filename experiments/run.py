@@ -46,9 +46,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 import tinyrm  # noqa: E402
 from experiments import measure  # noqa: E402
-from infra.files import read_json, replacing  # noqa: E402
+from infra.files import replacing  # noqa: E402
 from infra.hub import ROOT, fetch_model  # noqa: E402
 from infra.pairs import load_pairs  # noqa: E402
+from infra.stopping import exit_code_of  # noqa: E402
+from tinyrm import read_json  # noqa: E402
 
 RECORDS = ROOT / "experiments"  # the folder of MODEL.json
 RUNS = ROOT / "runs/experiments"  # what is there while a run goes on, and models that are kept
@@ -737,8 +739,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code_of(main))

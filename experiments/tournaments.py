@@ -33,6 +33,7 @@ from data import Item, Pair  # noqa: E402
 from evaluate import Judged, RewardModel, Tournament, play  # noqa: E402
 from experiments.measure import interval  # noqa: E402
 from infra.pairs import load_pairs  # noqa: E402
+from infra.stopping import exit_code_of  # noqa: E402
 
 # ---------------------------------------------------------------------------------- what is ranked
 
@@ -211,8 +212,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code_of(main))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from infra.benchmarks import RAW_PREFIX, Measured, RowKey, row_id
-from infra.printed import counted, show
+from infra.printed import plural, show
 from infra.report import report
 from infra.results import JudgedSet
 from infra.tables import read_rows
@@ -215,7 +215,7 @@ def compare_with(
 
 def show_comparison(comparison: dict) -> str:
     """The counts of what was matched, and the table of both."""
-    both = counted(comparison["rows of both"], "row") + " of both"
-    ours = counted(comparison["rows without scores"], "row") + " without scores"
-    theirs = counted(comparison["scores without a row"], "score") + " without a row"
+    both = plural(comparison["rows of both"], "row") + " of both"
+    ours = plural(comparison["rows without scores"], "row") + " without scores"
+    theirs = plural(comparison["scores without a row"], "score") + " without a row"
     return f"\n{both}, {ours}, {theirs}" + show(comparison["reports"])

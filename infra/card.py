@@ -142,10 +142,10 @@ def transformers_snippet(prompt_format: PromptFormat, opens_with: str) -> str:
             pieces.append(literal(parts, question))
     pieces = ",\n              ".join(pieces)
 
-    logits, first, second = "logits[0]", 0, 1  # head "cls": two classes
+    first, second = prompt_format.label_ids
+    logits = "logits[0]"  # of head "cls": those of two classes
     if prompt_format.head == "cloze":
         logits = "logits[0, ids.index(mask)]"
-        first, second = prompt_format.label_ids
 
     signature, probability = "prompt, a, b", """x, y = score(prompt, a, b), score(prompt, b, a)
 print((x.sigmoid() + 1 - y.sigmoid()) / 2)  # the probability that a is better"""

@@ -7,6 +7,7 @@ The keys of config.json, and what becomes of each that is known to change the re
     tinyrm.REQUIRED        computed for one value, which every published model has; else refused
     sliding_window         refused, unless it says local_attention again
     decoder_bias           refused where it is false: the head "cloze" has a bias
+    head_dim               refused, unless it is hidden_size / num_attention_heads
     classifier_pooling     "mean" is refused for a saved classifier (tinyrm.Config.from_json)
     num_labels, id2label   two classes, or the weights do not fit
 
@@ -32,7 +33,7 @@ NO_EFFECT = set("""
     deterministic_flash_attn reference_compile repad_logits_with_grad sparse_prediction
     sparse_pred_ignore_index use_cache output_attentions output_hidden_states return_dict
     chunk_size_feed_forward is_encoder_decoder problem_type num_labels id2label label2id
-    classifier_pooling decoder_bias sliding_window causal_mask
+    classifier_pooling decoder_bias sliding_window head_dim causal_mask
     bos_token_id cls_token_id eos_token_id mask_token_id pad_token_id sep_token_id unk_token_id
     _name_or_path dtype torch_dtype transformers_version
 """.split())
@@ -65,9 +66,9 @@ def check_model(base: Path, adapter: Path | None = None):
     check_size(base, pattern, 8 * numbers, "config.json")
     tokenizer_folder = base
     if adapter is not None:
-        rank = read_json(adapter / dora.CONFIG, dora.ADAPTER_FIELDS).get("r") or 1
+        rank = read_json(adapter / dora.ADAPTER_CONFIG, dora.ADAPTER_FIELDS).get("r") or 1
         numbers = layers * (8 * D + 3 * F) * (rank + 1) + (V + 8 * D) * (rank + 1)
-        check_size(adapter, "adapter_model.safetensors", 8 * numbers, dora.CONFIG)
+        check_size(adapter, "adapter_model.safetensors", 8 * numbers, dora.ADAPTER_CONFIG)
         if (adapter / "tokenizer.json").is_file():
             tokenizer_folder = adapter
 

@@ -47,8 +47,9 @@ from infra.card import (  # noqa: E402
     licenses_of,
     row_text,
 )
-from infra.files import read_json, replacing, write_json  # noqa: E402
+from infra.files import replacing, write_json  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
+from tinyrm import read_json  # noqa: E402
 
 # Of messages: one alone is its bare text, several are "User: ...", "Assistant: ..." with blank
 # lines between.

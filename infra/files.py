@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tinyrm import read_json as read_json  # it stands in the root, and is used from here
-
 # ---------------------------------------------------------------------------------------- reading
 
 
@@ -25,18 +23,6 @@ def parse_object(text: bytes, where: str, advice: str) -> dict:
         start = text[:40].decode(errors="replace").strip()
         raise ValueError(f"{where}: no object, but {start!r}: {advice}")
     return value
-
-
-def read_json_lines(path: Path | str) -> Iterator[tuple[int, dict]]:
-    """(line number, row) for each line of a file of JSON lines; blank lines are skipped."""
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    yield number, parse_object(line, where, "give one object a line")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}: give a file of JSON lines") from None
 
 
 def sha256_of(path: Path | str) -> str:

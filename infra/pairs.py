@@ -438,16 +438,6 @@ def split(pairs: Sequence[Pair], held_out: float, seed: int) -> Split:
     return sides
 
 
-def accuracy_interval(accuracy: float, n: int) -> tuple[float, float]:
-    """Between what an accuracy on n pairs lies with 95 % confidence (Wilson's score interval):
-    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), with z = 1.96."""
-    z = 1.96
-    middle = accuracy + z**2 / (2 * n)
-    reach = z * math.sqrt(accuracy * (1 - accuracy) / n + z**2 / (4 * n**2))
-    whole = 1 + z**2 / n
-    return (middle - reach) / whole, (middle + reach) / whole
-
-
 # ------------------------------------------------------------------------------------------ items
 
 

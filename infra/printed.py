@@ -24,7 +24,7 @@ def show(reports: list[dict]) -> str:
     return "\n".join(text)
 
 
-def counted(number: float, noun: str) -> str:
+def plural(number: float, noun: str) -> str:
     """1 row, 2 rows."""
     if number == 1:
         return f"1 {noun}"
@@ -77,11 +77,11 @@ def details(report: dict) -> list[str]:
     """How much was judged; and of the comparisons of the first line what the order of two responses
     does, and how well the probabilities hold."""
     seen = [f"{count:,} {what}" for what, count in report["seen"].items()]
-    text = [", ".join([counted(report["prompts"], "prompt")] + seen)]
+    text = [", ".join([plural(report["prompts"], "prompt")] + seen)]
 
     counts = report["orders"]
     total, right = counts["comparisons"], counts["right"]
-    text.append(f"{report['lines'][0]['name']}, {counted(total, 'comparison')}:")
+    text.append(f"{report['lines'][0]['name']}, {plural(total, 'comparison')}:")
     # a response alone in its row has no order
     if report["format"]["context"] == "pair":
         agree, right_there = counts["both orders agree"], counts["right where they agree"]

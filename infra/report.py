@@ -4,7 +4,7 @@
       value_tables          the named values of a benchmark as tables
       line_scores           the score of each line, where items can count more than once
       bootstrap_draws       these scores for all items, and for 1,000 samples of the prompts
-      score_interval        the score, and between what it lies with 95 % confidence
+      score_interval        the score, and the bounds within which it lies with 95 % confidence
       difference_interval   the same for the difference of two judges
 
 infra/printed.py prints them, infra/results.py stores them.
@@ -18,11 +18,11 @@ import numpy as np
 
 from infra.benchmarks import Line, Measured, PairStats, names_of, pair_tables
 from infra.calibration import calibration, comparisons_of, orders
+from infra.intervals import Z, wilson
 from infra.pairs import prompt_key
 
 RESAMPLES = 1000  # samples of the bootstrap
 FEW = 10  # right or wrong prompts: with fewer the samples say too little
-Z = 1.96  # 95 % of a normal distribution lie within so many standard deviations
 
 # The counts of a line: field of PairStats -> key in results.json.
 STAT_KEYS = {
@@ -147,7 +147,7 @@ def bootstrap_draws(values: Values, prompts: np.ndarray, tables: LineTables) -> 
 
 
 class Interval(NamedTuple):
-    """A number of each line, (L,), and between what it lies with 95 % confidence."""
+    """A number of each line, (L,), and the bounds within which it lies with 95 % confidence."""
 
     score: np.ndarray
     low: np.ndarray
@@ -178,22 +178,19 @@ def are_shares(values: Values, tables: LineTables) -> np.ndarray:
 
 @np.errstate(divide="ignore", invalid="ignore")
 def score_interval(draws: np.ndarray, counted: np.ndarray, shares: np.ndarray) -> Interval:
-    """The score of each line, and the percentiles of its samples; of a share p with fewer than FEW
-    right or wrong prompts, of which samples say too little, Wilson's interval:
-
-        (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
-
-    with the number n of prompts that would vary as the samples do, but at most those counted."""
+    """The score of each line, and the percentiles of its samples. Of a share p with fewer than FEW
+    right or wrong prompts samples say too little: it has Wilson's interval, for the number n of
+    independent prompts that would vary as the samples do, but at most those counted."""
     score, low, high = percentiles(draws)
     p = np.clip(score, 0, 1)  # a bonus can lift it above 1
-    n = np.fmin(p * (1 - p) / np.nanvar(draws[1:], axis=0), counted)  # all right: 0 / 0
-    few = shares & (n * np.minimum(p, 1 - p) < FEW)
 
-    middle = p + Z**2 / (2 * n)
-    reach = Z * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    whole = 1 + Z**2 / n
-    low = np.where(few, np.minimum((middle - reach) / whole, score), low)
-    high = np.where(few, np.maximum((middle + reach) / whole, score), high)
+    # p (1 - p) / n is the variance of a share; where all are right both are 0, and fmin passes over
+    # the nan of their ratio
+    n = np.fmin(p * (1 - p) / np.nanvar(draws[1:], axis=0), counted)
+    few = shares & (n * np.minimum(p, 1 - p) < FEW)
+    bounds = wilson(p, n)
+    low = np.where(few, np.minimum(bounds.low, score), low)
+    high = np.where(few, np.maximum(bounds.high, score), high)
     return Interval(score, low, high)
 
 
@@ -203,7 +200,9 @@ def difference_interval(draws: np.ndarray, counted: np.ndarray, shares: np.ndarr
     each of the four outcomes (right or wrong by the one, and by the other)."""
     d, low, high = percentiles(draws)
     n = counted
-    differ = n * (n * np.nanvar(draws[1:], axis=0) + d**2)  # the mean square is variance + d^2
+    # on how many prompts they differ: a difference of one prompt is -1, 0 or 1, so its mean square,
+    # variance + d^2, is the share of those where it is not 0
+    differ = n * (n * np.nanvar(draws[1:], axis=0) + d**2)
     few = shares & (differ < FEW)
 
     middle = d * n / (n + 2)

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from infra.benchmarks import RowKey
-from infra.files import read_json, replacing
+from infra.files import replacing
 from infra.hub import ROOT
 from infra.report import RESAMPLES
+from tinyrm import read_json
 
 
 def results_folder(models: list[str], data: list[str], asked: dict) -> Path:

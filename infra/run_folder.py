@@ -36,13 +36,15 @@ from data import TEMPLATES, PromptFormat
 from infra import distributed
 from infra.card import model_card
 from infra.checks import shapes_in
-from infra.files import read_json, read_json_lines, replacing, sha256_of, write_json
+from infra.files import replacing, sha256_of, write_json
 from infra.flags import OURS, Programs, check_stored, has_controls, option
 from infra.hub import MODEL_NAMES, commit_of, version_of
+from infra.intervals import wilson
 from infra.machine import Machine, count_parameters
-from infra.pairs import accuracy_interval, fingerprint
+from infra.pairs import fingerprint
 from infra.sources import PairSets
-from tinyrm import Field, ModernBERT
+from infra.tables import read_rows
+from tinyrm import Field, ModernBERT, read_json
 
 FORMAT = 2  # of run.json and state/: goes up when an older unfinished run cannot be resumed
 # Settings that change time and memory, not the result: --resume takes them. Data may have moved:
@@ -391,7 +393,7 @@ class RunFolder:
         if distributed.rank() != 0:
             return
         result = self.record["result"]
-        seconds = [line["seconds"] for _, line in read_json_lines(self.path / "metrics.jsonl")]
+        seconds = [line.row["seconds"] for line in read_rows(self.path / "metrics.jsonl")]
         result["seconds"] = round(sum(seconds), 1)
 
         adapter = bool(dora.adapters(self.model))
@@ -413,7 +415,7 @@ class RunFolder:
             distributed.log(f"dropped or cut, by reason: {self.record['dropped']}")
         accuracy = "no held-out pairs"
         if result["n"]:
-            low, high = accuracy_interval(result["accuracy_after"], result["n"])
+            low, high = wilson(result["accuracy_after"], result["n"])
             accuracy = (f"held-out accuracy {result['accuracy_before']:.3f} -> "
                         f"{result['accuracy_after']:.3f} [{low:.3f}, {high:.3f}] on {result['n']} "
                         "pairs (95 % interval)")

@@ -16,8 +16,8 @@ import evaluate
 import tinyrm
 import train
 from infra import card
-from infra.files import read_json
 from infra.hub import ROOT
+from tinyrm import read_json
 
 PROMPT, A, B = "What is 2 + 2?", "4", "5"
 FORMATS = {

@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 from collections import Counter
+from unittest import mock
 
 import pytest
 from conftest import SPECIAL, byte_tokenizer
@@ -372,6 +373,8 @@ def test_a_tokenizer_that_splits_a_label_is_refused(tmp_path):
     with pytest.raises(ValueError, match="splits the label ' A' into .*must be one token"):
         PromptFormat(tokenizer)
     PromptFormat(tokenizer, "choice")  # digits are bytes
+    # the classes of head "cls" have no words
+    assert PromptFormat(tokenizer, head="cls").label_ids == (0, 1)
 
 
 @pytest.mark.parametrize("fields, message", [
@@ -603,7 +606,8 @@ def check_that_the_ends_make_the_rows_of_the_whole(prompt_format, prompt, a, b):
     whole_format = PromptFormat(prompt_format.tokenizer, **prompt_format.settings())
     object.__setattr__(whole_format, "without_middle", lambda text: text)  # it is frozen
     whole, counts = whole_format.rows([Pair(prompt, a, b)])
-    ends, counts_of_ends = prompt_format.rows([Pair(prompt, a, b)])
+    with mock.patch.object(data, "VERY_LONG", 0):  # by the other rule: 48 max_length characters
+        ends, counts_of_ends = prompt_format.rows([Pair(prompt, a, b)])
     assert counts == counts_of_ends
     for row, row_of_ends in zip(whole[0] or [], ends[0] or [], strict=True):
         assert row_of_ends._replace(cut=0) == row._replace(cut=0)
@@ -637,6 +641,15 @@ def test_of_a_long_text_the_ends_are_tokenised(tokenizer, kind, text):
     assert 3000 < len(ends) < len(text) / 2
     assert text.startswith(ends[:1500]) and text.endswith(ends[-1500:])
     check_that_the_ends_make_the_rows_of_the_whole(prompt_format, text, text + "a", "b" + text)
+
+
+def test_up_to_a_hundred_thousand_characters_everything_that_is_cut_is_counted(tokenizer):
+    prompt_format = PromptFormat(tokenizer, max_length=100)
+    text = "word " * 19_999
+    whole = len(tokenizer.library.encode(text, add_special_tokens=False).ids)
+    rows_of_pairs, _ = prompt_format.rows([Pair("p", text, "a")])
+    left = rows_of_pairs[0][0].spans["a"]
+    assert rows_of_pairs[0][0].cut == whole - (left[1] - left[0])
 
 
 def test_a_text_without_a_seam_stays_whole_up_to_a_million_characters(tokenizer):

@@ -21,8 +21,8 @@ import tinyrm
 from evaluate import Judged
 from experiments import measure, run
 from experiments.causal import CausalModernBERT
-from infra.files import read_json
 from infra.pairs import load_pairs
+from tinyrm import read_json
 
 DOMAINS = ("reasoning", "safety", "chat")
 FULL_GRID = run.grid(run.GROUPS, [1, 2, 3])

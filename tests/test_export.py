@@ -17,9 +17,9 @@ import evaluate
 import train
 from data import Pair
 from infra import export
-from infra.files import read_json
 from infra.hub import ROOT
 from infra.pairs import to_text
+from tinyrm import read_json
 
 
 def run_of(folder, pairs_file, **changes):

@@ -22,8 +22,9 @@ import evaluate
 import train
 from data import Domain
 from infra import sources
-from infra.files import read_json, read_json_lines
 from infra.hub import ROOT
+from infra.tables import read_rows
+from tinyrm import read_json
 
 # --- the floors ------------------------------------------------------------------------------
 
@@ -206,7 +207,7 @@ def kind_run(kindness, flags, tmp_path):
 def test_a_new_domain_can_be_trained_on(kind_run):
     record = read_json(kind_run / "run.json")
     assert (record["train_pairs"], record["result"]["n"]) == (20, 4)
-    assert len(list(read_json_lines(kind_run / "metrics.jsonl"))) == 2
+    assert len(list(read_rows(kind_run / "metrics.jsonl"))) == 2
 
 
 def test_a_new_domain_without_a_recipe_takes_that_of_all(kindness, flags, capsys):

@@ -18,7 +18,6 @@ from transformers import AutoModelForMaskedLM
 import evaluate
 import tinyrm
 import train
-from infra.files import read_json
 from infra.hub import (
     MODEL_NAMES,
     ROOT,
@@ -31,6 +30,7 @@ from infra.hub import (
 )
 from infra.sources import SKYWORK
 from infra.tables import read_rows
+from tinyrm import read_json
 
 
 def files_of(folder) -> dict[str, bytes]:

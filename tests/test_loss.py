@@ -115,7 +115,7 @@ def test_the_label_ids_of_the_format_are_the_words_that_are_asked_for():
 
 def test_the_loss_at_cls_is_the_cross_entropy_of_two_classes():
     # 1 : 3 in both rows; class 0 is right in row 0, class 1 in row 1
-    result = loss_of([ln(1, 3), ln(1, 3)], head="cls", label_ids=None)
+    result = loss_of([ln(1, 3), ln(1, 3)], head="cls", label_ids=(0, 1))
     assert result.loss.item() == close_to(-math.log(1 / 4) - math.log(3 / 4))
     assert result.correct == 1
     assert result.log_odds.tolist() == pytest.approx(ln(1 / 3, 1 / 3))
@@ -151,7 +151,7 @@ def test_two_equal_scores_are_not_right():
 
 def test_single_responses_at_cls_score_the_difference_of_the_classes():
     # scores ln 4 and ln 2: margin ln 2
-    result = loss_of([ln(4, 1), ln(2, 1)], head="cls", context="single", label_ids=None)
+    result = loss_of([ln(4, 1), ln(2, 1)], head="cls", context="single", label_ids=(0, 1))
     assert result.loss.item() == close_to(-2 * math.log(2 / 3))
     assert result.correct == 2
 
@@ -171,7 +171,7 @@ JUDGED = [ln(3, 1), ln(1 / 3, 1), ln(3, 1), ln(9, 1), ln(3, 1), ln(3, 1), ln(1 /
 
 def judge(table, cuts):
     """held_out over the rows of a table, which are cut into batches."""
-    model, how, whole = given(table, head="cls", label_ids=None)
+    model, how, whole = given(table, head="cls", label_ids=(0, 1))
     return train.held_out(model, how, cut(whole, cuts), CPU)
 
 
@@ -201,7 +201,7 @@ def test_single_responses_that_are_held_out_are_right_by_their_scores():
 
 
 def test_without_held_out_pairs_there_is_no_accuracy():
-    model, how, _ = given(JUDGED, head="cls", label_ids=None)
+    model, how, _ = given(JUDGED, head="cls", label_ids=(0, 1))
     assert train.held_out(model, how, [], CPU) == train.HeldOut(None, None, 0)
 
 
@@ -386,7 +386,8 @@ def encoder_step(head, context, cuts):
     model, trained = adapted_model(head)
     _, tokens, starts, read_at = random_rows(LENGTHS)
     whole = Batch(tokens, starts, read_at, torch.arange(len(LENGTHS)) % 2)
-    how = SimpleNamespace(head=head, context=context, label_ids=(5, 6))
+    label_ids = (0, 1) if head == "cls" else (5, 6)
+    how = SimpleNamespace(head=head, context=context, label_ids=label_ids)
     optimizer = train.make_optimizer(trained, 1e-3)
     result = train.train_step(model, optimizer, how, cut(whole, cuts), 1e-3)
     return {name: p.grad for name, p in trained.items()}, result

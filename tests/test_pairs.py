@@ -14,9 +14,8 @@ from hub_server import parquet
 
 import data
 from data import Domain, Pair
-from infra.files import read_json, read_json_lines, replacing, sha256_of, write_json
+from infra.files import replacing, sha256_of, write_json
 from infra.pairs import (
-    accuracy_interval,
     fingerprint,
     load_pairs,
     parse_item,
@@ -25,6 +24,7 @@ from infra.pairs import (
     split,
     to_text,
 )
+from tinyrm import read_json
 
 
 @pytest.fixture
@@ -511,14 +511,6 @@ def test_the_same_prompts_are_held_out_as_in_the_first_edition(held_out, seed, e
     assert split(pairs, held_out, seed).held_out == expected  # what commit 4a59190 gave
 
 
-@pytest.mark.parametrize(
-    "accuracy, n, expected",  # Wilson's, by hand: 5 of 10; 10 of 10: 10 / (10 + 1.96^2)
-    [(0.5, 10, (0.2366, 0.7634)), (1.0, 10, (0.7225, 1.0)), (0.0, 10, (0.0, 0.2775))],
-)
-def test_the_interval_of_an_accuracy_by_hand(accuracy, n, expected):
-    assert accuracy_interval(accuracy, n) == pytest.approx(expected, abs=1e-4)
-
-
 # --- items ---------------------------------------------------------------------------------------
 
 
@@ -600,18 +592,6 @@ def test_a_bad_item_is_one_line_that_names_its_place(fields, message):
 
 
 # --- reading and writing -------------------------------------------------------------------------
-
-
-def test_blank_lines_are_skipped_and_counted(write):
-    path = write({"a": 1}, b"  ", {"a": 2})
-    assert list(read_json_lines(path)) == [(1, {"a": 1}), (3, {"a": 2})]
-
-
-def test_lines_are_read_as_they_are_asked_for(write):
-    lines = read_json_lines(write({"a": 1}, b"{"))
-    assert next(lines) == (1, {"a": 1})
-    with pytest.raises(ValueError, match="line 2: not valid JSON"):
-        next(lines)
 
 
 @pytest.mark.parametrize("text, message", [("{", "not valid JSON"), ("[1,\n2]", "no object")])

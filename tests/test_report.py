@@ -14,6 +14,7 @@ from test_benchmarks import SUBSETS, judged, lines_of, pair
 
 from data import Item
 from evaluate import Judged
+from infra import intervals
 from infra.benchmarks import BENCHMARKS, Line, Measured, RowKey, pair_stats, pairs
 from infra.printed import LEGEND, show
 from infra.report import RESAMPLES, report, without_texts
@@ -144,6 +145,14 @@ def clusters(rights):
     for prompt, right in enumerate(rights):
         items += [judged([right, 0.5], prompt=prompt)] * 25
     return items
+
+
+@pytest.mark.parametrize(
+    "accuracy, n, expected",  # Wilson's, by hand: 5 of 10; 10 of 10: 10 / (10 + 1.96^2)
+    [(0.5, 10, (0.2366, 0.7634)), (1.0, 10, (0.7225, 1.0)), (0.0, 10, (0.0, 0.2775))],
+)
+def test_wilsons_interval_by_hand(accuracy, n, expected):
+    assert intervals.wilson(accuracy, n) == pytest.approx(expected, abs=1e-4)
 
 
 def test_intervals_are_resampled_by_prompt():

@@ -18,9 +18,9 @@ import pytest
 from hub_server import json_lines, parquet, skywork_row
 
 import evaluate
-from infra.files import read_json
 from infra.hub import ROOT
 from infra.tables import is_table, read_rows
+from tinyrm import read_json
 
 ROWS = [{"prompt": f"p{i}, \"or\"\n\u00e9?", "chosen": str(i), "rejected": ""} for i in range(1000)]
 

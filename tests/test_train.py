@@ -26,10 +26,11 @@ import tinyrm
 import train
 from data import Pair, PromptFormat, load_tokenizer
 from infra import run_folder
-from infra.files import read_json, read_json_lines
 from infra.hub import ROOT
 from infra.pairs import load_pairs, split
 from infra.stopping import exit_code_of, stop_on_signal
+from infra.tables import read_rows
+from tinyrm import read_json
 
 # of the processes that are started here as well: another number of threads rounds differently
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -53,7 +54,7 @@ def start(function, argv):
 
 
 def metrics_of(run):
-    return [line for _, line in read_json_lines(run / "metrics.jsonl")]
+    return [line.row for line in read_rows(run / "metrics.jsonl")]
 
 
 def result_of(run):
@@ -347,7 +348,7 @@ def test_the_card_says_how_a_model_was_trained(finished):
 
 
 def test_prompts_beyond_the_limit_are_cut_and_counted(flags, pairs_file, tmp_path):
-    rows = [row for _, row in read_json_lines(pairs_file)]
+    rows = [found.row for found in read_rows(pairs_file)]
     for row in rows[:5]:
         row["prompt"] = "one " * 900 + row["prompt"]
     long = write_pairs(tmp_path / "long.jsonl", *rows)
