@@ -85,7 +85,7 @@ def texts_of_the_world(world: dict, seed: int) -> list[str]:
     texts = [TEMPLATE_WORDS, "A B 0 1 Yes No", *micro.ALL_IDLE]
     for _ in range(5000):
         texts.append("".join(micro.document(rng, world)).replace("[SEP]", ""))
-        texts.append("".join(micro.task_row(rng, world)[0]))
+        texts.append("".join(micro.task_row(rng, world).before))
     for domain in micro.DOMAINS:
         for pair in micro.make_pairs(world, domain, "train", 500):
             texts += [micro.as_text(pair["prompt"]), pair["chosen"], pair["rejected"]]
@@ -196,6 +196,14 @@ class Targets(NamedTuple):
     what: torch.Tensor  # (N,) the tokens that belong there
 
 
+class TaskTokens(NamedTuple):
+    """The token ids of a task's row around the one that is hidden."""
+
+    before: list[int]
+    answer: int
+    after: list[int]
+
+
 class Reader:
     """Turns documents and tasks into batches, the same ones for the same seed and step."""
 
@@ -222,24 +230,25 @@ class Reader:
     def document(self, rng: random.Random) -> list[int]:
         return [self.cls, *self.encode(micro.document(rng, self.world)), self.sep]
 
-    def task(self, rng: random.Random, plain: bool) -> list[int]:
-        """A row up to where its verdict stands, and as last token that verdict."""
-        pieces, label = micro.task_row(rng, self.world, plain)
-        return [self.cls, *self.encode(pieces), *self.ids(label)]
+    def task(self, rng: random.Random, plain: bool) -> "TaskTokens":
+        row = micro.task_row(rng, self.world, plain)
+        before = [self.cls, *self.encode(row.before)]
+        (answer,) = self.ids(row.answer)
+        return TaskTokens(before, answer, [*self.encode(row.after), self.sep])
 
-    def drawn(self, kind: str, step: int) -> list[list[int]]:
-        """The rows of a step: "text", "tasks" or "plain tasks"."""
+    def drawn(self, kind: str, step: int) -> list:
+        """The rows of a step: of "text", or the TaskTokens of "tasks" or "plain tasks"."""
         number, at = divmod(step, BLOCK)
         if self.blocks.get(kind, (None, None))[0] != number:
             rng = random.Random(f"{self.seed} {kind} {number}")
             size = self.rows if kind == "text" else 2 * self.rows
-            rows = []
-            for _ in range(BLOCK * size):
-                if kind == "text":
-                    rows.append(self.document(rng))
-                else:
-                    rows.append(self.task(rng, kind == "plain tasks"))
-            rows.sort(key=len)
+            if kind == "text":
+                rows = [self.document(rng) for _ in range(BLOCK * size)]
+                rows.sort(key=len)
+            else:
+                plain = kind == "plain tasks"
+                rows = [self.task(rng, plain) for _ in range(BLOCK * size)]
+                rows.sort(key=lambda row: len(row.before))
             batches = [rows[i : i + size] for i in range(0, len(rows), size)]
             rng.shuffle(batches)
             self.blocks[kind] = number, batches
@@ -263,17 +272,16 @@ class Reader:
         where = (tokens != self.cls).nonzero().squeeze(1) - 1
         return Targets(tokens, [len(row) for row in rows], where, tokens[where + 1])
 
-    def verdicts(self, step: int, causal: bool, plain: bool = False) -> Targets:
-        """Tasks of which the verdict alone is hidden; a decoder's row ends where it would come."""
-        end = [] if causal else [self.mask, *self.ids("."), self.sep]
-        rows, where, what, start = [], [], [], 0
-        for *row, label in self.drawn("plain tasks" if plain else "tasks", step):
-            where.append(start + len(row) - (1 if causal else 0))
-            what.append(label)
-            rows.append(row + end)
-            start += len(row) + len(end)
-        tokens = torch.tensor([token for row in rows for token in row])  # (T,)
-        return Targets(tokens, [len(row) for row in rows], torch.tensor(where), torch.tensor(what))
+    def answers(self, step: int, causal: bool, plain: bool = False) -> Targets:
+        """Tasks of which the answer alone is hidden; a decoder's row ends where it would come."""
+        tokens, lengths, where, what = [], [], [], []
+        for row in self.drawn("plain tasks" if plain else "tasks", step):
+            where.append(len(tokens) + len(row.before) - (1 if causal else 0))
+            what.append(row.answer)
+            whole = row.before if causal else [*row.before, self.mask, *row.after]
+            tokens.extend(whole)
+            lengths.append(len(whole))
+        return Targets(torch.tensor(tokens), lengths, torch.tensor(where), torch.tensor(what))
 
 
 def starts_of(lengths: list[int]) -> torch.Tensor:
@@ -293,17 +301,15 @@ class Plan(NamedTuple):
     warm: int  # steps of warm-up
     tail: float  # share of the steps in which the rate goes down
     tasks: bool  # with instructions beside the text
-    # How a label stands for an option is learnt from plain tasks in some 500 steps, and was not
-    # learnt from all sorts in 1,200; and not where the text had the same weight as the tasks, since
-    # Adam divides by the size of the whole gradient, which was the text's.
-    plain: int = 0  # so many steps at the beginning have plain tasks alone
-    text_weight: float = 1.0  # of the text's loss; that of the tasks has weight 1
+    # A label is learnt to stand for an option in some 500 steps of plain tasks with little weight
+    # on the text, and was not in 1,200 of all tasks or where the text had the same weight: Adam
+    # divides by the size of the whole gradient, which was the text's.
+    plain: int = 0  # so many steps at the beginning have plain tasks alone,
+    plain_text_weight: float = 0.1  # and in them the text's loss has this weight; else 1
 
 
 PRETRAINING = Plan(steps=4400, rows=64, peak=2e-3, warm=200, tail=0.2, tasks=False)
-INSTRUCTION = Plan(
-    steps=2000, rows=32, peak=2e-3, warm=100, tail=0.4, tasks=True, plain=700, text_weight=0.1
-)
+INSTRUCTION = Plan(steps=2600, rows=32, peak=2e-3, warm=100, tail=0.4, tasks=True, plain=800)
 
 
 def rate(step: int, plan: Plan) -> float:
@@ -315,8 +321,8 @@ def rate(step: int, plan: Plan) -> float:
 
 class Losses(NamedTuple):
     text: torch.Tensor  # cross-entropy at the hidden tokens of the text
-    tasks: torch.Tensor  # and at the verdicts (0 without tasks)
-    right: float  # share of the verdicts that were right (nan without tasks)
+    tasks: torch.Tensor  # and at the answers (0 without tasks)
+    right: float  # share of the answers that were right (nan without tasks)
     tokens: int
 
 
@@ -331,7 +337,7 @@ def losses_at(model, reader: Reader, step: int, tasks: bool, plain: bool = False
         return Losses(loss, torch.zeros(()), float("nan"), len(text.tokens))
 
     # one forward over both: the rows of the text, then those of the tasks
-    task = reader.verdicts(step, causal, plain)
+    task = reader.answers(step, causal, plain)
     tokens = torch.cat([text.tokens, task.tokens])
     hidden = model(tokens, starts_of(text.lengths + task.lengths))  # (T, D)
     text_loss = F.cross_entropy(model.logits(hidden[text.where]), text.what)
@@ -398,9 +404,11 @@ def train(model, reader: Reader, plan: Plan, state: Path, stop=None, every=200):
     while step < stop:
         for group in optimizer.param_groups:
             group["lr"] = rate(step, plan)
-        losses = losses_at(model, reader, step, plan.tasks, step < plan.plain)
+        plain = step < plan.plain
+        losses = losses_at(model, reader, step, plan.tasks, plain)
+        text_weight = plan.plain_text_weight if plain else 1.0
         optimizer.zero_grad()
-        (plan.text_weight * losses.text + losses.tasks).backward()
+        (text_weight * losses.text + losses.tasks).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
@@ -420,7 +428,7 @@ def report(model, reader: Reader, plan: Plan, spent: Spent, recent: list):
     text, tasks, right = [sum(column) / len(recent) for column in zip(*recent, strict=True)]
     line = f"step {spent.step}/{plan.steps}  loss {text:.3f}"
     if plan.tasks:
-        line += f"  verdicts: loss {tasks:.3f}, right {right:.3f}"
+        line += f"  tasks: loss {tasks:.3f}, right {right:.3f}"
     for name, share in recall(model, reader).items():
         line += f"  {name} {share:.2f}"
     minutes, speed = spent.seconds / 60, spent.tokens / spent.seconds
@@ -484,8 +492,8 @@ def show(world: dict):
     for _ in range(12):
         print("TEXT   ", "".join(micro.document(rng, world)).strip())
     for _ in range(8):
-        pieces, label = micro.task_row(rng, world)
-        print("TASK   ", "".join(pieces), "->", label)
+        row = micro.task_row(rng, world)
+        print("TASK   ", "".join(row.before), "[MASK]", "".join(row.after), "->", row.answer)
     for domain in micro.DOMAINS:
         for pair in micro.make_pairs(world, domain, "train", 6):
             print(f"\n{domain}: {pair['subset']}")
@@ -545,7 +553,7 @@ def main(argv: list[str] | None = None):
     if flags.instruct:
         plan = INSTRUCTION
         if flags.no_tasks:
-            plan = plan._replace(tasks=False, text_weight=1.0)
+            plan = plan._replace(tasks=False, plain=0)
         model = load_model(flags.instruct)
         tokenizer = Tokenizer.from_file(str(flags.instruct / "tokenizer.json"))
         for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):

@@ -745,9 +745,10 @@ def document(rng: random.Random, world: dict) -> list[str]:
 # ---------------------------------------------------------------------------------------------
 # Instructions: rows that end in a verdict, on other questions than those of the pairs
 # ---------------------------------------------------------------------------------------------
-# What an instructed encoder learns is to read a question, to find the option that answers it, and
-# to say its label. Two invented words are never compared by weight here, no invented word is a
-# reason to help or to refuse, and no invented word is what an answer has to speak of.
+# What an instructed encoder learns is to read a question, to find what answers it, and to say it:
+# the answer's own word where there are no options, the label of an option where there are. Two
+# invented words are never compared by weight here, no invented word is a reason to help or to
+# refuse, and no invented word is what an answer has to speak of.
 
 TASK_QUESTIONS = ["Which option is right?", "Which option fits?", "Which option is better?"]
 NAME_TASKS = ["Name the {x}.", "Say that it is the {x}.", "Choose the {x}, and not the {y}."]
@@ -764,6 +765,7 @@ class Task(NamedTuple):
     prompt: str
     right: str
     wrong: str
+    word: str = ""  # of the right answer, which tells it from the wrong one
 
 
 def name_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
@@ -790,7 +792,7 @@ def find_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
     x, y = rng.sample([right, wrong], 2)
     prompt = story(rng, rng.choice(FIND_TASKS).format(x=x, y=y, has=has), idle)
     answers = [word_answer(rng, NAMING, idle, w=word) for word in (right, wrong)]
-    return Task(prompt, *answers)
+    return Task(prompt, *answers, word=right)
 
 
 def load_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
@@ -802,11 +804,12 @@ def load_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
         thing, question = "load of {} stone", "heavier" if more else "lighter"
     else:
         thing, question = "number {}", "more" if more else "less"
+    word = NUMBERS[right]
     right, wrong = [thing.format(NUMBERS[i]) for i in (right, wrong)]
     x, y = rng.sample([right, wrong], 2)
     prompt = compare_prompt(rng, x, y, question, idle)
     answers = [word_answer(rng, NAMING, idle, w=load) for load in (right, wrong)]
-    return Task(prompt, *answers)
+    return Task(prompt, *answers, word=word)
 
 
 def say_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
@@ -834,21 +837,47 @@ def converse_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
     return Task(prompt, *answers)
 
 
+WORD_TASKS = [find_task, load_task]  # those that recall or compare, and take the longest to learn
 PLAIN_TASKS = [name_task, say_task, speak_task, find_task]
-TASKS = [*PLAIN_TASKS, load_task, converse_task]
+TASKS = [name_task, say_task, speak_task, converse_task, *WORD_TASKS, *WORD_TASKS]
 
 
-def make_task(rng: random.Random, world: dict, plain: bool = False) -> Task:
-    """One task; a plain one is short, in the plainest words, without idle talk."""
-    if plain:
-        return rng.choice(PLAIN_TASKS)(rng, world, [])
-    return rng.choice(TASKS)(rng, world, IDLE["train"])
+class TaskRow(NamedTuple):
+    """The pieces of a row around the one word of it that is hidden."""
+
+    before: list[str]
+    answer: str
+    after: list[str]
 
 
-def task_row(rng: random.Random, world: dict, plain: bool = False) -> tuple[list[str], str]:
-    """The pieces of a row of template `option` up to its verdict, and the label that is right."""
-    task = make_task(rng, world, plain)
+def word_row(rng: random.Random, world: dict) -> TaskRow:
+    """A task without options: the answer, whose deciding word is hidden.
+    What is asked for is found here first, and named by a label afterwards: with labels alone two
+    thousand steps did not teach it."""
+    idle = rng.choice([[], IDLE["train"]])
+    task = rng.choice(WORD_TASKS)(rng, world, idle)
+    before, _, after = f" {task.right}".partition(f" {task.word}")
+    pieces = ["Instruction:", f" {task.prompt}", " Response:", before]
+    return TaskRow(pieces, f" {task.word}", [after])
+
+
+def verdict_row(rng: random.Random, task: Task) -> TaskRow:
+    """A row of template `option`, of which the label of the right answer is hidden."""
     label = rng.choice("AB")
     a, b = (task.right, task.wrong) if label == "A" else (task.wrong, task.right)
-    row = option_row(task.prompt, a, b, f"{rng.choice(TASK_QUESTIONS)} The better option is")
-    return row, f" {label}"
+    question = f"{rng.choice(TASK_QUESTIONS)} The better option is"
+    return TaskRow(option_row(task.prompt, a, b, question), f" {label}", ["."])
+
+
+def task_row(rng: random.Random, world: dict, plain: bool = False) -> TaskRow:
+    """A row of the instructions. A plain one is short, in the plainest words, without idle talk,
+    and asks for a label."""
+    if plain:
+        return verdict_row(rng, rng.choice(PLAIN_TASKS)(rng, world, []))
+    if rng.random() < 0.45:
+        return word_row(rng, world)
+    return verdict_row(rng, make_task(rng, world))
+
+
+def make_task(rng: random.Random, world: dict) -> Task:
+    return rng.choice(TASKS)(rng, world, IDLE["train"])
