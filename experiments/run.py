@@ -417,8 +417,8 @@ def show(lines: list[Line], title: str) -> None:
     """The table of verdicts; lines without a run of both sides are counted, not shown."""
     there = [line for line in lines if line.effect.n]
     print(f"\n**{title}**: {len(there)} of {len(lines)} contrasts have runs. A - B is the mean "
-          "over domains and seeds, with its 95 % interval; p is Student's; the verdict is corrected "
-          f"for all {len(lines)} (Holm)\n")
+          "over domains and seeds, with its 95 % interval; p is Student's; the verdict is "
+          f"corrected for all {len(lines)} (Holm)\n")
     if not there:
         return
     print("| A against B | model | pairs | A | B | A - B | n | p | verdict | by domain "

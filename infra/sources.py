@@ -394,9 +394,9 @@ def load_sets(
 ) -> PairSets:
     """The pairs that --data names: ["nano"], ["hub"], ["hub:author"], or files of pairs.
 
-    nano brings pairs to choose by and test pairs of its own. Any other source is split by prompt (`split` in infra/pairs.py
-    says how); RewardBench is never used to choose anything. With a limit, so many of the training
-    pairs are drawn by the seed. `revision`: values of --revision.
+    nano brings pairs to choose by and test pairs of its own. Any other source is split by prompt
+    (`split` in infra/pairs.py says how); RewardBench is never used to choose anything. With a
+    limit, so many of the training pairs are drawn by the seed. `revision`: values of --revision.
     """
     names = list(names)
     check_names(names)
