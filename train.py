@@ -46,8 +46,9 @@ class Settings:
 
     domain: str = flag("", "the domain of a specialist, or all for a generalist",
                        lambda: [*DOMAINS, "all"])
-    model: str = flag("auto", "nano, base, large, large-instruct, ettin-17m ... ettin-1b, a folder "
-                              "or a Hub name; auto: large with CUDA, else nano")
+    model: str = flag("auto", "nano-instruct, nano, base, large, large-instruct, ettin-17m ... "
+                              "ettin-1b, a folder or a Hub name; auto: large with CUDA, else "
+                              "nano-instruct")
     data: tuple[str, ...] = flag(("auto",), "nano, hub, hub:author or files of pairs; auto: nano's "
                                             "own for nano, else hub")
     head: str = flag("cloze", "a word at [MASK], or a fresh layer on [CLS]", ["cloze", "cls"])
@@ -88,8 +89,8 @@ class Settings:
 #
 # A domain that is not listed takes the recipe `all` of its size.
 DORA_128 = {"adapter": "dora", "rank": 128, "alpha": 8.0}
-NANO = {"adapter": "dora", "rank": 16, "alpha": 16.0, "freeze": 1, "lr": 5e-3, "batch_size": 32,
-        "max_length": 512}
+NANO = {"adapter": "dora", "rank": 16, "alpha": 16.0, "freeze": 1, "lr": 5e-3, "epochs": 4.0,
+        "batch_size": 32, "max_length": 512}
 RECIPES = {
     "large": {
         "reasoning": {**DORA_128, "freeze": 15, "lr": 1.327475e-4},
@@ -106,10 +107,7 @@ RECIPES = {
         "all": {**DORA_128, "freeze": 19, "lr": 2.138168e-5},
     },
     "nano": {  # ours, measured in nano/README.md
-        "reasoning": {**NANO, "epochs": 16.0},
-        "safety": {**NANO, "epochs": 8.0},
-        "chat": {**NANO, "epochs": 16.0},
-        "all": {**NANO, "epochs": 12.0},
+        "all": NANO,  # alike in all domains
     },
 }
 SIZES = {(1024, 28): "large", (768, 22): "base"}  # by width and layers
@@ -440,9 +438,9 @@ def choose_settings(given: dict, on_gpu: bool, config_class: type[Config]) -> Se
     if "auto" in (model, *data_names):
         device = "on a GPU" if on_gpu else "not on a GPU"
         reason = (f" (auto: {device}; the paper's run is --model large --data hub, a laptop's "
-                  "--model nano --data nano)")
+                  "--model nano-instruct --data nano)")
     if model == "auto":
-        model = "large" if on_gpu else "nano"
+        model = "large" if on_gpu else "nano-instruct"
     if data_names == ["auto"]:
         data_names = ["nano"] if model in hub.NANOS else ["hub"]
 

@@ -839,7 +839,8 @@ def converse_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
 
 WORD_TASKS = [find_task, load_task]  # those that recall or compare, and take the longest to learn
 PLAIN_TASKS = [name_task, say_task, speak_task, find_task]
-TASKS = [name_task, say_task, speak_task, converse_task, *WORD_TASKS, *WORD_TASKS]
+# what is learnt last is drawn most
+TASKS = [name_task, say_task, speak_task, *2 * [load_task], *3 * [converse_task], *4 * [find_task]]
 
 
 class TaskRow(NamedTuple):
@@ -874,7 +875,7 @@ def task_row(rng: random.Random, world: dict, plain: bool = False) -> TaskRow:
     and asks for a label."""
     if plain:
         return verdict_row(rng, rng.choice(PLAIN_TASKS)(rng, world, []))
-    if rng.random() < 0.45:
+    if rng.random() < 0.3:
         return word_row(rng, world)
     return verdict_row(rng, make_task(rng, world))
 

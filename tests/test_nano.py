@@ -181,11 +181,23 @@ def test_a_task_row_is_the_template_of_data_py():
     prompt_format = data.PromptFormat(data.load_tokenizer(NANO), domain="chat")
     reader = make.Reader(WORLD, tokenizer(), 0, 1)
     task = micro.Task("Say no.", "No.", "Yes.")
-    rows_of_pairs, _ = prompt_format.rows([data.Pair(*task)])
+    rows_of_pairs, _ = prompt_format.rows([data.Pair(task.prompt, task.right, task.wrong)])
     theirs = rows_of_pairs[0][0]
-    pieces = micro.option_row(*task, "Which option is better? The better option is")
+    question = "Which option is better? The better option is"
+    pieces = micro.option_row(task.prompt, task.right, task.wrong, question)
     ours = [reader.cls, *reader.encode(pieces), reader.mask, *reader.ids("."), reader.sep]
     assert theirs.tokens == ours
+
+
+def test_of_an_answer_in_words_the_deciding_word_is_hidden():
+    """It is in the right answer and not in the wrong one, and nothing else of the answer is gone."""
+    rng = random.Random(3)
+    for _ in range(300):
+        row = micro.word_row(rng, WORLD)
+        assert row.answer.strip() in WORLD or row.answer.strip() in micro.NUMBERS
+        answer = row.before[-1] + row.answer + row.after[0]
+        wordings = [*micro.NAMING, *(f"{a} {b}" for a in micro.NAMING for b in micro.IDLE["train"])]
+        assert matches(wordings, without_idle(answer)), answer
 
 
 def test_a_conversation_reads_as_it_does_for_a_model():
@@ -402,7 +414,7 @@ def test_the_shipped_encoders_open_in_transformers_and_recall_the_world(folder):
     assert min(make.recall(ours, reader).values()) > 0.95
 
 
-def verdicts_right(folder):
+def answers_right(folder):
     reader = make.Reader(WORLD, tokenizer(), 99, 64)
     model = make.load_model(folder)
     with torch.inference_mode():
@@ -410,10 +422,10 @@ def verdicts_right(folder):
 
 
 def test_only_the_instructed_encoder_answers_instructions():
-    """512 fresh tasks. nano has never seen a verdict, and most often says another word than A or B
-    or tosses a coin; the instructed one is right."""
-    assert verdicts_right(MODELS["nano"]) < 0.6
-    assert verdicts_right(MODELS["instruct"]) > 0.95
+    """1,024 fresh tasks. nano has never seen a verdict, and most often says another word than the
+    answers or tosses a coin; the instructed one is right."""
+    assert answers_right(MODELS["nano"]) < 0.6
+    assert answers_right(MODELS["instruct"]) > 0.95
 
 
 def test_shipped_files_are_small():
@@ -490,12 +502,12 @@ def test_the_decoder_is_asked_for_each_next_token_of_the_same_text():
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_of_a_task_only_the_verdict_is_hidden(causal):
+def test_of_a_task_only_the_answer_is_hidden(causal):
     reader = make.Reader(WORLD, tokenizer(), 0, 4)
-    batch = reader.verdicts(0, causal)
+    batch = reader.answers(0, causal, plain=True)
     labels = [reader.ids(label)[0] for label in (" A", " B")]
     assert len(batch.where) == 8 and set(batch.what.tolist()) <= set(labels)
-    if causal:  # the row ends where the verdict would come
+    if causal:  # the row ends where the answer would come
         assert batch.where.tolist() == (make.starts_of(batch.lengths)[1:] - 1).tolist()
         assert (batch.tokens == reader.mask).sum() == 0
     else:

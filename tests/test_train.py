@@ -93,7 +93,8 @@ SIZES = pytest.mark.parametrize("size, config", [
 @SIZES
 @pytest.mark.parametrize("domain", ["reasoning", "safety", "chat", "all"])
 def test_each_size_and_domain_has_its_recipe(size, config, domain):
-    assert train.recipe_for(config, domain) == (size, train.RECIPES[size][domain])
+    recipes = train.RECIPES[size]
+    assert train.recipe_for(config, domain) == (size, recipes.get(domain, recipes["all"]))
 
 
 @SIZES
@@ -123,11 +124,11 @@ def test_a_flag_beats_the_recipe_also_where_it_is_the_default(capsys):
     assert (settings["rank"], settings["freeze"]) == ("128", "0")
 
 
-def test_auto_without_cuda_is_nano_and_says_how_to_ask_for_the_papers_run(capsys, monkeypatch):
+def test_auto_without_cuda_is_nano_instruct_and_says_how_to_ask_for_the_papers_run(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     train.main(["--domain", "safety", "--dry-run"])
     first_line = capsys.readouterr().out.splitlines()[0]
-    assert first_line.startswith("model nano, data nano, recipe nano (auto")
+    assert first_line.startswith("model nano-instruct, data nano, recipe nano (auto")
     assert "the paper's run is --model large --data hub" in first_line
 
 
