@@ -834,13 +834,13 @@ def converse_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
     right, wrong = rng.sample(list(KINDS), 2)
     prompt = as_text(converse(rng, right, wrong, rng.randint(1, 4), idle)[0])
     answers = [word_answer(rng, TOPICAL, idle, k=kind) for kind in (right, wrong)]
-    return Task(prompt, *answers)
+    return Task(prompt, *answers, word=right)
 
 
-WORD_TASKS = [find_task, load_task]  # those that recall or compare, and take the longest to learn
+WORD_TASKS = [find_task, load_task, converse_task]  # those that take several steps to answer
 PLAIN_TASKS = [name_task, say_task, speak_task, find_task]
 # what is learnt last is drawn most
-TASKS = [name_task, say_task, speak_task, *2 * [load_task], *3 * [converse_task], *4 * [find_task]]
+TASKS = [name_task, say_task, speak_task, *2 * [load_task], *4 * [converse_task], *4 * [find_task]]
 
 
 class TaskRow(NamedTuple):
@@ -855,8 +855,7 @@ def word_row(rng: random.Random, world: dict) -> TaskRow:
     """A task without options: the answer, whose deciding word is hidden.
     What is asked for is found here first, and named by a label afterwards: with labels alone two
     thousand steps did not teach it."""
-    idle = rng.choice([[], IDLE["train"]])
-    task = rng.choice(WORD_TASKS)(rng, world, idle)
+    task = rng.choice(WORD_TASKS)(rng, world, IDLE["train"])
     before, _, after = f" {task.right}".partition(f" {task.word}")
     pieces = ["Instruction:", f" {task.prompt}", " Response:", before]
     return TaskRow(pieces, f" {task.word}", [after])
@@ -875,7 +874,7 @@ def task_row(rng: random.Random, world: dict, plain: bool = False) -> TaskRow:
     and asks for a label."""
     if plain:
         return verdict_row(rng, rng.choice(PLAIN_TASKS)(rng, world, []))
-    if rng.random() < 0.3:
+    if rng.random() < 0.4:
         return word_row(rng, world)
     return verdict_row(rng, make_task(rng, world))
 
