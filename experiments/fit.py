@@ -38,7 +38,7 @@ PASSES = {30: 24.0, 100: 12.0, 300: 8.0, 1000: 4.0}
 class Cell(NamedTuple):
     """A way to train, and what is trained. Two cells of a contrast differ in one field."""
 
-    model: str  # a name as train.py takes it; "random" is nano with fresh weights
+    model: str  # a name as train.py takes it; "random" is nano, "random-X" X with fresh weights
     domain: str  # or "all"
     pairs: int  # training pairs of each domain; 0: all there are
     head: str = "cloze"
@@ -75,6 +75,8 @@ def folder_of(model: str) -> Path:
     nano/make.py puts it. ValueError, with the command, if it is not there."""
     if model == "random":
         return fetch_model("nano")
+    if model.startswith("random-"):
+        return fetch_model(model.removeprefix("random-"))
     made = ROOT / "runs" / model
     if model.startswith("nano") and model not in NANOS:
         if not (made / "model.safetensors").is_file():
@@ -92,6 +94,11 @@ def how_to_make(model: str) -> str:
         return f"{command} --instruct nano --head cls --out runs/nano-cls"
     width = model.removeprefix("nano-")
     return f"{command} --width {width} --out runs/{model}"
+
+
+def is_random(model: str) -> bool:
+    """Whether it is the shape of a model with fresh weights."""
+    return model == "random" or model.startswith("random-")
 
 
 def is_nano(model: str) -> bool:
@@ -201,7 +208,7 @@ def fit(cell: Cell, settings: train.Settings, pairs: list[Pair]) -> Fitted:
         head=settings.head, domain=settings.domain, max_length=settings.max_length)
 
     model = tinyrm.load(folder, settings.head, settings.seed, classes.model_class)
-    if cell.model == "random":
+    if is_random(cell.model):
         model.init_weights(settings.seed)
     model.to(hardware.device).set_compute_dtype(hardware.dtype)
     trained = dora.adapt(model, settings.adapter, settings.rank, settings.alpha, settings.freeze,

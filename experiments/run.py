@@ -8,8 +8,8 @@
 Groups:
     rates      which learning rate each method takes: chosen at 300 pairs on the choosing words
     claims     the five main contrasts, with 30, 100, 300 and 1,000 training pairs
-    freeze     none, one and two frozen layers
-    causal     the instructed encoder and its causal twin
+    freeze     the recipe's frozen layers, none, and two
+    causal     the instructed encoder and its causal twin; Ettin's encoders and decoders
     controls   random weights; as much ordinary text instead of instructions; another template
     merge      specialists as one model: their changes added, or branches on the trunk they share
 
@@ -80,9 +80,9 @@ GROUPS = {
                  models=("large-instruct",)),
     ],
     "freeze": [
-        Contrast("one frozen layer against none", {"freeze": 1}, {"freeze": 0},
+        Contrast("the recipe's frozen layers against none", {}, {"freeze": 0},
                  budgets=FEW_AND_MANY),
-        Contrast("one frozen layer against two", {"freeze": 1}, {"freeze": 2},
+        Contrast("the recipe's frozen layers against two", {}, {"freeze": 2},
                  budgets=FEW_AND_MANY),
     ],
     "causal": [
@@ -92,6 +92,8 @@ GROUPS = {
     "controls": [
         Contrast("trained in pre-training against random weights", {}, {"model": "random"},
                  budgets=(1000,), models=("nano",)),
+        Contrast("trained in pre-training against random weights", {}, {"model": "random-large"},
+                 budgets=(1000,), models=("large",)),
         Contrast("instructions against as much ordinary text", {}, {"model": "nano-text"},
                  budgets=FEW_AND_MANY, models=("nano-instruct",)),
         Contrast("cloze against [CLS], in the other template", {"template": "choice"},
@@ -101,6 +103,11 @@ GROUPS = {
                  models=("nano-instruct",)),
     ],
 }
+
+for size in ("17m", "32m", "68m", "150m", "400m", "1b"):
+    GROUPS["causal"].append(
+        Contrast("both directions against one", {}, {"model": f"ettin-decoder-{size}"},
+                 models=(f"ettin-{size}",)))
 
 
 class Side(NamedTuple):
@@ -484,6 +491,29 @@ def cost(one: Outcome) -> str:
     return f"{one.budget[1]:g}, {one.steps:.0f}, {one.tokens:,.0f}, {rates}"
 
 
+def show_elsewhere(models: list[str], domains: list[str], records: dict[str, dict],
+                   rates: dict[str, float]) -> None:
+    """What specialists of the usual cell are worth on the other domains."""
+    pairs = max(BUDGETS)
+    print(f"\n**specialists elsewhere**: trained on {pairs:,} pairs of the domain on the left, "
+          "mean ± half a 95 % interval over seeds\n")
+    print("| model | trained on | seeds | " + " | ".join(data.DOMAINS) + " |")
+    print("|---" * (3 + len(data.DOMAINS)) + "|")
+    for model in models:
+        for domain in domains:
+            cell = Cell(model, domain, pairs)
+            rate = rates.get(method_of(cell), 0.0)
+            keys = [Job(cell, seed, rate, "test").key for seed in range(1, 13)]
+            there = [records[key]["accuracy"] for key in keys if key in records]
+            if not there:
+                continue
+            words = [model, domain, str(len(there))]
+            for other in data.DOMAINS:
+                found = stats.interval(accuracy[other] for accuracy in there)
+                words.append(f"{found.mean:.3f} ± {found.half:.3f}")
+            print("| " + " | ".join(words) + " |")
+
+
 def show_merges(jobs: list[MergeJob], records: dict[str, dict]) -> None:
     """Specialists as one model, a line for each way."""
     model = jobs[0].model
@@ -517,15 +547,25 @@ def show_rates(rates: dict[str, float]) -> None:
 
 
 ROW_TOKENS = 900  # assumed of the paper's pairs, both responses and the prompt
-# Shapes of the models that the plan may be asked about without their files, by short name.
-SHAPES = {"large": (28, 1024, 2624), "large-instruct": (28, 1024, 2624), "base": (22, 768, 1152)}
+# Layers, width and inner width of the models that the plan may be asked about without their files.
+BASE, LARGE = (22, 768, 1152), (28, 1024, 2624)
+SHAPES = {
+    "base": BASE, "large": LARGE, "large-instruct": LARGE, "random-large": LARGE,
+    "ettin-17m": (7, 256, 384), "ettin-32m": (10, 384, 576), "ettin-68m": (19, 512, 768),
+    "ettin-150m": BASE, "ettin-400m": LARGE, "ettin-1b": (28, 1792, 3840),
+}
 H200 = 0.3 * 790e12  # FLOPs a second, at the 30 % of the product rate that training is expected at
+
+
+def shape_of(model: str) -> str:
+    """The name in SHAPES: a decoder of Ettin's has the shape of its encoder."""
+    return model.replace("ettin-decoder-", "ettin-")
 
 
 def training_flops(cell: Cell) -> float:
     """Of a run: three forward passes' worth for each row of each pass (what freezing saves is left
     out), and one for each row of the test. Two FLOPs for a multiply-add, products alone."""
-    layers, width, inner = SHAPES[cell.model]
+    layers, width, inner = SHAPES[shape_of(cell.model)]
     of_token = 2 * layers * (4 * width * width + 3 * width * inner)
     domains = len(data.DOMAINS) if cell.domain == "all" else 1
     trained = 2 * domains * cell.pairs * PASSES[cell.pairs]
@@ -540,7 +580,7 @@ def show_plan(title: str, jobs: list[Job], records: dict[str, dict]) -> None:
     for model in sorted({job.cell.model for job in jobs}):
         of_model = [job for job in jobs if job.cell.model == model]
         line = f"  {model}: {len(of_model)} runs"
-        if model in SHAPES:
+        if shape_of(model) in SHAPES:
             total = sum(training_flops(job.cell) for job in of_model)
             line += (f", {total:.2g} FLOPs: {total / H200 / 3600:.0f} hours of one H200 at "
                      f"{H200 / 1e12:.0f} TFLOP/s (by formula, not run here)")
@@ -605,7 +645,9 @@ def main(argv: list[str] | None = None) -> None:
     for group in flags.groups:
         if group in GROUPS:
             families[group] = comparisons(group, flags.model, flags.domain)
-    merged = flags.model if "merge" in flags.groups else []
+    merged = []
+    if "merge" in flags.groups:
+        merged = flags.model
     methods = methods_of(families, merged)
     if not methods:  # the rates alone were asked for
         methods = {method_of(Cell(model, "", 0)._replace(**changes)): model
@@ -615,6 +657,8 @@ def main(argv: list[str] | None = None) -> None:
 
     records = {}
     for model in models:
+        if not only_look:
+            folder_of(model)  # what is missing is said now, not after hours
         records.update(read_records(model, files, only_look))
 
     # rates first: the other runs take what was chosen
@@ -637,6 +681,8 @@ def main(argv: list[str] | None = None) -> None:
             continue
         left -= make_missing(jobs, records, files, flags.jobs, left)
         show(decide(compared, records, rates), group)
+        if group == "claims":
+            show_elsewhere(flags.model, flags.domain, records, rates)
     if flags.dry_run:
         return
 

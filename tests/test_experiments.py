@@ -201,6 +201,10 @@ def test_everywhere_is_all_domains(small):
     assert list(record["accuracy"]) == list(DOMAINS)
 
 
+def test_other_models_have_a_random_control_too(tiny):
+    assert fit.folder_of(f"random-{tiny}") == tiny
+
+
 def test_random_is_nano_with_fresh_weights(small):
     cell = Cell("random", "safety", 4)
     settings = fit.settings_of(cell, 1, 5e-3)
@@ -633,6 +637,18 @@ def test_a_table_of_nothing_says_that_nothing_has_run(bench, capsys):
     assert bench.made == []
 
 
+def test_specialists_are_shown_on_the_other_domains(capsys):
+    cell = Cell("nano", "chat", 1000)
+    records = {}
+    for seed, elsewhere in ((1, 0.4), (2, 0.6)):
+        accuracies = {"reasoning": elsewhere, "safety": 0.5, "chat": 1.0}
+        records[run.Job(cell, seed, 5e-3, "test").key] = {"accuracy": accuracies}
+    run.show_elsewhere(["nano"], list(DOMAINS), records, {run.method_of(cell): 5e-3})
+    rows = [line for line in capsys.readouterr().out.splitlines() if "| nano |" in line]
+    # 0.4 and 0.6: s = 0.1414, t = 12.706: 12.706 * 0.1414 / sqrt(2) = 1.271
+    assert rows == ["| nano | chat | 2 | 0.500 ± 1.271 | 0.500 ± 0.000 | 1.000 ± 0.000 |"]
+
+
 # --- the command line ------------------------------------------------------------------------
 
 
@@ -641,7 +657,7 @@ def test_a_table_of_nothing_says_that_nothing_has_run(bench, capsys):
     (["--jobs", "0"], "--jobs 0: give 1 or more"),
     (["--seeds", "0"], "--seeds 0: give 1 or more"),
     (["--most", "-1"], "--most -1: give 0 or more"),
-    (["causal", "--model", "nano"], "causal: nothing to run for nano: it is for nano-instruct"),
+    (["causal", "--model", "nano"], "causal: nothing to run for nano: it is for ettin-150m, "),
     (["merge", "--model", "large"], "merge: runs on nano's encoders, not on large"),
     (["merge", "--model", "nano-causal"], "merge: runs on nano's encoders, not on nano-causal"),
 ])
@@ -666,6 +682,23 @@ def test_a_plan_has_hours_and_makes_nothing(tmp_path, monkeypatch, capsys):
     assert "large: 288 runs" in printed and "large-instruct: 288 runs" in printed
     assert printed.count("hours of one H200") == 4
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_encoder_is_said_before_the_first_run(bench, monkeypatch):
+    contrast = run.Contrast("text", {}, {"model": "nano-97"}, seeds=2, budgets=(30,))
+    monkeypatch.setattr(run, "GROUPS", {"one": [contrast]})
+    with pytest.raises(ValueError, match="nano-97 is not there"):
+        run.main(ONE)
+    assert bench.made == []
+
+
+@pytest.mark.parametrize("size", ["17m", "1b"])
+def test_the_sizes_of_ettin_have_a_plan(size, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "RECORDS", tmp_path)
+    run.main(["causal", "--model", f"ettin-{size}", "--dry-run"])
+    hours = [line for line in capsys.readouterr().out.splitlines() if "hours of one H200" in line]
+    # the rates and the runs, of the encoder and of the decoder
+    assert len(hours) == 4
 
 
 # --- what training changed -------------------------------------------------------------------
