@@ -582,7 +582,7 @@ def show_plan(title: str, jobs: list[Job], records: dict[str, dict]) -> None:
         line = f"  {model}: {len(of_model)} runs"
         if shape_of(model) in SHAPES:
             total = sum(training_flops(job.cell) for job in of_model)
-            line += (f", {total:.2g} FLOPs: {total / H200 / 3600:.0f} hours of one H200 at "
+            line += (f", {total:.2g} FLOPs: {total / H200 / 3600:.1f} hours of one H200 at "
                      f"{H200 / 1e12:.0f} TFLOP/s (by formula, not run here)")
         print(line)
 
@@ -622,7 +622,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def methods_of(families: dict[str, list[Comparison]], merged: list[str]) -> dict[str, str]:
-    """{method: its model} of all that needs a rate."""
+    """{method: its model} of all that is compared and merged."""
     methods = {}
     for compared in families.values():
         for comparison in compared:
@@ -631,6 +631,15 @@ def methods_of(families: dict[str, list[Comparison]], merged: list[str]) -> dict
                     methods[method_of(cell)] = cell.model
     for model in merged:
         methods[method_of(Cell(model, "", 0, **FULL))] = model
+    return methods
+
+
+def all_methods(models: list[str]) -> dict[str, str]:
+    """{method: its model} of every method on these models."""
+    methods = {}
+    for model in models:
+        for changes in METHODS:
+            methods[method_of(Cell(model, "", 0)._replace(**changes))] = model
     return methods
 
 
@@ -650,8 +659,7 @@ def main(argv: list[str] | None = None) -> None:
         merged = flags.model
     methods = methods_of(families, merged)
     if not methods:  # the rates alone were asked for
-        methods = {method_of(Cell(model, "", 0)._replace(**changes)): model
-                   for model in flags.model for changes in METHODS}
+        methods = all_methods(flags.model)
     models = list(dict.fromkeys(methods.values()))
     trials = rate_jobs(models, flags.domain, set(methods))
 
