@@ -92,6 +92,9 @@ GROUPS = {
     "controls": [
         Contrast("trained in pre-training against random weights", {}, {"model": "random"},
                  budgets=(1000,), models=("nano",)),
+        # where random weights are not frozen either
+        Contrast("trained in pre-training against random weights, both in full", FULL,
+                 {"model": "random", **FULL}, budgets=(1000,), models=("nano",)),
         Contrast("trained in pre-training against random weights", {}, {"model": "random-large"},
                  budgets=(1000,), models=("large",)),
         Contrast("instructions against as much ordinary text", {}, {"model": "nano-text"},
