@@ -672,7 +672,7 @@ def main(argv: list[str] | None = None) -> None:
             folder_of(model)  # what is missing is said now, not after hours
         records.update(read_records(model, files, only_look))
 
-    # rates first: the other runs take what was chosen
+    # rates first: the other runs take what was chosen, and wait if --most ends here
     left = sys.maxsize
     if flags.most:
         left = flags.most
@@ -680,8 +680,6 @@ def main(argv: list[str] | None = None) -> None:
         left = 0
     left -= make_missing(trials, records, files, flags.jobs, left)
     rates = chosen_rates(records, trials)
-    if len(rates) < len(methods):
-        left = 0  # --most ended before all rates were chosen
 
     if flags.dry_run:
         show_plan("rates", trials, records)

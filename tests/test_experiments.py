@@ -629,6 +629,14 @@ def test_the_table_has_effect_interval_seeds_and_budgets(bench, capsys):
     assert line.count("| 24, 10, 1,000, ") == 2
 
 
+def test_the_means_of_a_line_are_of_the_seeds_of_its_effect(made):
+    for record in made.of_full():
+        if record["seed"] == 2:
+            del made.records[run.key_of(record)]
+    (line,) = run.decide(*made)
+    assert run.cells_of(line)[3:6] == ["0.901", "0.801", "+0.100 ± nan"]
+
+
 def test_a_table_of_nothing_says_that_nothing_has_run(bench, capsys):
     run.main(["merge", *ONE, "--print"])
     printed = capsys.readouterr().out
