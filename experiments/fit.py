@@ -24,6 +24,7 @@ from experiments.causal import CausalModernBERT, CausalPromptFormat  # noqa: E40
 from infra.files import read_json  # noqa: E402
 from infra.hub import NANOS, ROOT, fetch_model, version_of  # noqa: E402
 from infra.machine import pick_device, pick_micro_tokens  # noqa: E402
+from infra.pairs import split  # noqa: E402
 from infra.sources import load_sets  # noqa: E402
 from tinyrm import ModernBERT  # noqa: E402
 
@@ -37,7 +38,7 @@ PASSES = {30: 24.0, 100: 12.0, 300: 8.0, 1000: 4.0}
 class Cell(NamedTuple):
     """A way to train, and what is trained. Two cells of a contrast differ in one field."""
 
-    model: str  # a name as train.py takes it; "random" is nano with fresh weights
+    model: str  # a name as train.py takes it; "random" is nano, "random-X" X with fresh weights
     domain: str  # or "all"
     pairs: int  # training pairs of each domain; 0: all there are
     head: str = "cloze"
@@ -74,6 +75,8 @@ def folder_of(model: str) -> Path:
     nano/make.py puts it. ValueError, with the command, if it is not there."""
     if model == "random":
         return fetch_model("nano")
+    if model.startswith("random-"):
+        return fetch_model(model.removeprefix("random-"))
     made = ROOT / "runs" / model
     if model.startswith("nano") and model not in NANOS:
         if not (made / "model.safetensors").is_file():
@@ -93,6 +96,11 @@ def how_to_make(model: str) -> str:
     return f"{command} --width {width} --out runs/{model}"
 
 
+def is_random(model: str) -> bool:
+    """Whether it is the shape of a model with fresh weights."""
+    return model == "random" or model.startswith("random-")
+
+
 def is_nano(model: str) -> bool:
     """Whether it is of the micro-world, whose pairs come with the checkout."""
     return model == "random" or model.startswith("nano")
@@ -102,6 +110,15 @@ def domains_of(cell: Cell) -> list[str]:
     if cell.domain == "all":
         return list(data.DOMAINS)
     return [cell.domain]
+
+
+def data_of(model: str, files: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """What --data of train.py would be: your files, else the model's own pairs."""
+    if files:
+        return files
+    if is_nano(model):
+        return ("nano",)
+    return ("hub",)
 
 
 def settings_of(cell: Cell, seed: int, rate: float, files: tuple[str, ...] = ()) -> train.Settings:
@@ -121,12 +138,9 @@ def settings_of(cell: Cell, seed: int, rate: float, files: tuple[str, ...] = ())
     if cell.pairs:
         chosen["epochs"] = PASSES[cell.pairs]
 
-    names = files
-    if not files:
-        names = ("nano",) if is_nano(cell.model) else ("hub",)
     return train.Settings(
-        domain=cell.domain, model=cell.model, data=names, head=cell.head, context=cell.context,
-        template=cell.template, seed=seed, **chosen)
+        domain=cell.domain, model=cell.model, data=data_of(cell.model, files), head=cell.head,
+        context=cell.context, template=cell.template, seed=seed, **chosen)
 
 
 # ---------------------------------------------------------------------------------------- its pairs
@@ -150,16 +164,21 @@ def sets_of(domain: str, names: tuple[str, ...]) -> Sets:
         sets = load_sets(names, domain, 0, 0, 0)
         return Sets(sets.train, sets.held_out, sets.test)
     sets = load_sets(names, domain, CHOOSE + TEST, 0, seed=0)
-    share = CHOOSE * len(sets.test) // (CHOOSE + TEST)
-    return Sets(sets.train, sets.test[:share], sets.test[share:])
+    sides = split(sets.test, CHOOSE, seed=1)
+    choose = [sets.test[i] for i in sides.held_out]
+    test = [sets.test[i] for i in sides.train]
+    return Sets(sets.train, choose, test)
 
 
 def training_pairs(cell: Cell, seed: int, names: tuple[str, ...]) -> list[Pair]:
     """So many pairs of each of the cell's domains, drawn by the seed: a specialist and the
-    generalist of a seed have the same ones of a domain."""
+    generalist of a seed have the same ones of a domain. ValueError if there are not so many."""
     pairs = []
     for domain in domains_of(cell):
         everything = sets_of(domain, names).train
+        if len(everything) < cell.pairs:
+            raise ValueError(f"{domain}: {len(everything)} training pairs in {' '.join(names)}, "
+                             f"fewer than {cell.pairs}: give more with --data")
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randperm(len(everything), generator=generator).tolist()
         if cell.pairs:
@@ -189,7 +208,7 @@ def fit(cell: Cell, settings: train.Settings, pairs: list[Pair]) -> Fitted:
         head=settings.head, domain=settings.domain, max_length=settings.max_length)
 
     model = tinyrm.load(folder, settings.head, settings.seed, classes.model_class)
-    if cell.model == "random":
+    if is_random(cell.model):
         model.init_weights(settings.seed)
     model.to(hardware.device).set_compute_dtype(hardware.dtype)
     trained = dora.adapt(model, settings.adapter, settings.rank, settings.alpha, settings.freeze,
@@ -237,6 +256,7 @@ def run(cell: Cell, seed: int, rate: float, part: str = "test", files: tuple[str
         **cell._asdict(),
         "seed": seed,
         "part": part,
+        "data": list(settings.data),
         "accuracy": accuracies,
         "n": n,
         "rate": settings.lr,

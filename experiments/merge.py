@@ -139,13 +139,14 @@ def trunk_flops(config: Config, sizes: list[int], layers: int) -> int:
 # ----------------------------------------------------------------- one generalist: the whole record
 
 
-def record(model: str, seed: int, rate: float, pairs: int = 1000) -> dict:
+def record(model: str, seed: int, rate: float, files: tuple[str, ...] = (),
+           pairs: int = 1000) -> dict:
     """Train a specialist of each domain in full above FROZEN layers of `model`, and judge them on
     the test pairs alone and as one model."""
     experts, tests, prompts = {}, {}, {}
     for domain in data.DOMAINS:
         cell = Cell(model, domain, pairs, adapter="full", freeze=FROZEN)
-        settings = settings_of(cell, seed, rate)
+        settings = settings_of(cell, seed, rate, files)
         some = training_pairs(cell, seed, settings.data)
         experts[domain] = fit(cell, settings, some)
         tests[domain] = sets_of(domain, settings.data).test
@@ -156,6 +157,7 @@ def record(model: str, seed: int, rate: float, pairs: int = 1000) -> dict:
         "model": model,
         "seed": seed,
         "part": "merge",
+        "data": list(settings.data),
         "rate": rate,
         "passes": settings.epochs,
         "pairs": pairs,

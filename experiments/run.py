@@ -8,8 +8,8 @@
 Groups:
     rates      which learning rate each method takes: chosen at 300 pairs on the choosing words
     claims     the five main contrasts, with 30, 100, 300 and 1,000 training pairs
-    freeze     none, one and two frozen layers
-    causal     the instructed encoder and its causal twin
+    freeze     the recipe's frozen layers, none, and two
+    causal     the instructed encoder and its causal twin; Ettin's encoders and decoders
     controls   random weights; as much ordinary text instead of instructions; another template
     merge      specialists as one model: their changes added, or branches on the trunk they share
 
@@ -29,6 +29,7 @@ the command line.
 import argparse
 import json
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterable
@@ -40,8 +41,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 from experiments import fit, merge, stats  # noqa: E402
-from experiments.fit import PASSES, Cell, folder_of, is_nano  # noqa: E402
-from infra.hub import ROOT, version_of  # noqa: E402
+from experiments.fit import PASSES, Cell, data_of, folder_of, is_nano  # noqa: E402
+from infra.hub import MODEL_NAMES, ROOT, version_of  # noqa: E402
 
 RECORDS = ROOT / "experiments/records"  # the folder of MODEL.jsonl
 BUDGETS = tuple(PASSES)  # training pairs of a domain
@@ -79,9 +80,9 @@ GROUPS = {
                  models=("large-instruct",)),
     ],
     "freeze": [
-        Contrast("one frozen layer against none", {"freeze": 1}, {"freeze": 0},
+        Contrast("the recipe's frozen layers against none", {}, {"freeze": 0},
                  budgets=FEW_AND_MANY),
-        Contrast("one frozen layer against two", {"freeze": 1}, {"freeze": 2},
+        Contrast("the recipe's frozen layers against two", {}, {"freeze": 2},
                  budgets=FEW_AND_MANY),
     ],
     "causal": [
@@ -91,6 +92,11 @@ GROUPS = {
     "controls": [
         Contrast("trained in pre-training against random weights", {}, {"model": "random"},
                  budgets=(1000,), models=("nano",)),
+        # where random weights are not frozen either
+        Contrast("trained in pre-training against random weights, both in full", FULL,
+                 {"model": "random", **FULL}, budgets=(1000,), models=("nano",)),
+        Contrast("trained in pre-training against random weights", {}, {"model": "random-large"},
+                 budgets=(1000,), models=("large",)),
         Contrast("instructions against as much ordinary text", {}, {"model": "nano-text"},
                  budgets=FEW_AND_MANY, models=("nano-instruct",)),
         Contrast("cloze against [CLS], in the other template", {"template": "choice"},
@@ -100,6 +106,11 @@ GROUPS = {
                  models=("nano-instruct",)),
     ],
 }
+
+for size in ("17m", "32m", "68m", "150m", "400m", "1b"):
+    GROUPS["causal"].append(
+        Contrast("both directions against one", {}, {"model": f"ettin-decoder-{size}"},
+                 models=(f"ettin-{size}",)))
 
 
 class Side(NamedTuple):
@@ -176,15 +187,15 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The name of its record. The rate is part of it where rates are compared."""
+        """The name of its record. The rate is part of it: a run at a rate that was not chosen in
+        the end is another run."""
         words = [str(word) for word in self.cell]
-        words += [f"seed {self.seed}", self.part]
-        if self.part == "choose":
-            words.append(f"rate {self.rate:g}")
+        words += [f"seed {self.seed}", self.part, f"rate {self.rate:g}"]
         return " ".join(words)
 
 
 MERGE_SEEDS = 8
+NO_MERGE = ("random", "nano-causal", "nano-cls")  # merge.py knows encoders under the cloze
 
 
 class MergeJob(NamedTuple):
@@ -196,7 +207,7 @@ class MergeJob(NamedTuple):
 
     @property
     def key(self) -> str:
-        return f"{self.model} merge seed {self.seed}"
+        return f"{self.model} merge seed {self.seed} rate {self.rate:g}"
 
 
 def key_of(record: dict) -> str:
@@ -206,36 +217,40 @@ def key_of(record: dict) -> str:
     return Job(cell, record["seed"], record["rate"], record["part"]).key
 
 
-def rate_jobs(models: Iterable[str], domains: Iterable[str]) -> list[Job]:
-    """For each method its rates, on each domain, judged on the choosing words."""
+def rate_jobs(models: Iterable[str], domains: Iterable[str], methods: set[str]) -> list[Job]:
+    """For each of these methods its rates, on each domain, judged on the choosing words."""
     jobs = []
     for model in models:
         for changes in METHODS:
             for domain in domains:
                 cell = Cell(model, domain, RATE_PAIRS)._replace(**changes)
+                if method_of(cell) not in methods:
+                    continue
                 for rate in rates_of(cell):
                     for seed in RATE_SEEDS:
                         jobs.append(Job(cell, seed, rate, "choose"))
     return jobs
 
 
-def chosen_rates(records: dict[str, dict]) -> dict[str, float]:
-    """{method: rate} with the highest mean accuracy over domains and seeds; of equal ones the
-    lower. Methods of which a run is missing have none yet."""
-    trials = {}  # method -> rate -> accuracies
-    for record in records.values():
-        if record["part"] == "choose":
-            cell = Cell(**{name: record[name] for name in Cell._fields})
-            of_method = trials.setdefault(method_of(cell), {})
-            accuracies = of_method.setdefault(record["rate"], [])
-            accuracies.append(record["accuracy"][cell.domain])
+def chosen_rates(records: dict[str, dict], trials: list[Job]) -> dict[str, float]:
+    """{method: rate} with the highest mean accuracy over the domains and seeds of the trials; of
+    equal ones the lower. A method of which a trial is missing has none yet."""
+    totals = {}  # method -> rate -> sum of accuracies: each rate has as many
+    unfinished = set()
+    for job in trials:
+        method = method_of(job.cell)
+        if job.key not in records:
+            unfinished.add(method)
+            continue
+        of_method = totals.setdefault(method, {})
+        of_method.setdefault(job.rate, 0.0)
+        of_method[job.rate] += records[job.key]["accuracy"][job.cell.domain]
 
     chosen = {}
-    for method, by_rate in trials.items():
-        wanted = len(rates_of(Cell(method.split()[0], "", 0, adapter=method.split()[-1])))
-        runs = {len(accuracies) for accuracies in by_rate.values()}
-        if len(by_rate) == wanted and len(runs) == 1:
-            chosen[method] = max(sorted(by_rate), key=lambda rate: sum(by_rate[rate]))
+    for method, by_rate in totals.items():
+        if method not in unfinished:
+            # rounded: sums of the same accuracies in another order are equal
+            chosen[method] = max(sorted(by_rate), key=lambda rate: round(by_rate[rate], 6))
     return chosen
 
 
@@ -243,8 +258,7 @@ def chosen_rates(records: dict[str, dict]) -> dict[str, float]:
 
 
 def jobs_of(compared: list[Comparison], seeds: int, rates: dict[str, float]) -> list[Job]:
-    """The runs that comparisons need, each once: seed by seed, so that all of them grow alike. A
-    method without a chosen rate takes that of the usual cell, and without one the recipe's."""
+    """The runs that comparisons need, each once: seed by seed, so that all of them grow alike."""
     jobs = {}
     most = max(comparison.seeds for comparison in compared)
     for seed in range(1, min(most, seeds) + 1):
@@ -263,29 +277,48 @@ def jobs_of(compared: list[Comparison], seeds: int, rates: dict[str, float]) -> 
 # ------------------------------------------------------------------------- making what is missing
 
 
-def read_records(model: str) -> dict[str, dict]:
-    """The records of a model by their names, those of other weights left out and counted. A last
-    line that was cut by a kill is dropped; the next record begins a new line."""
+def read_records(model: str, files: tuple[str, ...], only_look: bool = False) -> dict[str, dict]:
+    """The records of a model by their names; those of other weights or other pairs are left out and
+    counted. A last line that was cut by a kill is dropped. Only to look at them, no weights are
+    fetched or asked for."""
     path = RECORDS / f"{Path(model).name}.jsonl"
     if not path.exists():
         return {}
     text = path.read_text(encoding="utf-8")
-    if text and not text.endswith("\n"):
-        text = text[:text.rfind("\n") + 1]
-        path.write_text(text, encoding="utf-8")
+    whole = text[:text.rfind("\n") + 1]
+    if whole != text:
+        os.truncate(path, len(whole.encode()))  # the next record begins a new line
 
-    records, stale = {}, 0
-    base = version_of(folder_of(model))
-    for line in text.splitlines():
-        record = json.loads(line)
-        if record["base"] != base:
-            stale += 1
+    base = None
+    if only_look and not is_here(model):
+        print(f"{path.name}: the weights are not here to hold the records against",
+              file=sys.stderr)
+    else:
+        base = version_of(folder_of(model))
+    pairs = list(data_of(model, files))
+
+    records, strange = {}, 0
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            record = json.loads(line)
+            key = key_of(record)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}, line {number}: no record ({error!r}): take the line out") \
+                from None
+        if record["data"] != pairs or base not in (None, record["base"]):
+            strange += 1
             continue
-        records[key_of(record)] = record
-    if stale:
-        print(f"{path.name}: {stale} records are of other weights than those here: left out",
+        records[key] = record
+    if strange:
+        print(f"{path.name}: {strange} records are of other weights or pairs than these: left out",
               file=sys.stderr)
     return records
+
+
+def is_here(model: str) -> bool:
+    """Whether a model's weights are in a folder (those of the Hub need not be in its cache)."""
+    made = ROOT / "runs" / model
+    return model == "random" or made.is_dir() or Path(MODEL_NAMES.get(model, model)).is_dir()
 
 
 def keep(record: dict) -> None:
@@ -305,7 +338,7 @@ class Task(NamedTuple):
 def make(task: Task) -> dict:
     job = task.job
     if isinstance(job, MergeJob):
-        return merge.record(job.model, job.seed, job.rate)
+        return merge.record(job.model, job.seed, job.rate, task.files)
     return fit.run(job.cell, job.seed, job.rate, job.part, task.files, job.everywhere)
 
 
@@ -316,20 +349,20 @@ def one_thread() -> None:
 
 
 def make_missing(jobs: list[Job] | list[MergeJob], records: dict[str, dict],
-                 files: tuple[str, ...], workers: int, most: int) -> None:
-    """Make the runs without a record, each kept the moment it is there; at most so many, if
-    `most` is not 0."""
+                 files: tuple[str, ...], workers: int, most: int) -> int:
+    """Make the runs without a record, at most so many, each kept the moment it is there; returns
+    how many were made."""
     waiting = [job for job in jobs if job.key not in records]
-    if most:
-        waiting = waiting[:most]
+    waiting = waiting[:most]
     if not waiting:
-        return
+        return 0
     tasks = [Task(job, files) for job in waiting]
     with multiprocessing.get_context("spawn").Pool(workers, one_thread) as pool:
         for number, record in enumerate(pool.imap_unordered(make, tasks), 1):
             keep(record)
             records[key_of(record)] = record
             print(f"{number} of {len(waiting)}: {key_of(record)}{result_of(record)}", flush=True)
+    return len(waiting)
 
 
 def result_of(record: dict) -> str:
@@ -360,19 +393,21 @@ class Outcome(NamedTuple):
         return means
 
 
-def outcome(one_side: Side, records: dict[str, dict]) -> Outcome:
-    """What the runs of a side gave. ValueError if their budgets differ."""
-    by_domain, budgets, rates = {}, set(), set()
+def outcome(one_side: Side, seeds: int, records: dict[str, dict],
+            rates: dict[str, float]) -> Outcome:
+    """What the runs of a side gave, of the promised seeds. ValueError if their budgets differ."""
+    by_domain, budgets, taken = {}, set(), set()
     steps, tokens = [], []
     for domain, cell in one_side.cells.items():
         by_domain[domain] = {}
-        for seed in range(1, 13):
-            record = records.get(Job(cell, seed, 0.0, "test").key)
+        rate = rates.get(method_of(cell), 0.0)
+        for seed in range(1, seeds + 1):
+            record = records.get(Job(cell, seed, rate, "test").key)
             if record is None:
                 continue
             by_domain[domain][seed] = record["accuracy"][domain]
             budgets.add((record["pairs"], record["passes"]))
-            rates.add(record["rate"])
+            taken.add(record["rate"])
             steps.append(record["steps"])
             tokens.append(record["tokens"])
     if len(budgets) > 1:
@@ -380,7 +415,7 @@ def outcome(one_side: Side, records: dict[str, dict]) -> Outcome:
                          f"{next(iter(one_side.cells.values()))}")
     n = max(1, len(steps))
     budget = budgets.pop() if budgets else (0, 0.0)
-    return Outcome(by_domain, budget, sum(steps) / n, sum(tokens) / n, tuple(sorted(rates)))
+    return Outcome(by_domain, budget, sum(steps) / n, sum(tokens) / n, tuple(sorted(taken)))
 
 
 class Line(NamedTuple):
@@ -392,12 +427,14 @@ class Line(NamedTuple):
     effect: stats.Effect
 
 
-def decide(compared: list[Comparison], records: dict[str, dict]) -> list[Line]:
+def decide(compared: list[Comparison], records: dict[str, dict],
+           rates: dict[str, float]) -> list[Line]:
     """The verdicts of a family of comparisons. ValueError where two sides differ in pairs or
     passes: that is no contrast."""
     sides, effects, seeds = {}, {}, {}
     for i, comparison in enumerate(compared):
-        a, b = outcome(comparison.a, records), outcome(comparison.b, records)
+        a = outcome(comparison.a, comparison.seeds, records, rates)
+        b = outcome(comparison.b, comparison.seeds, records, rates)
         if a.budget != b.budget and a.means() and b.means():
             raise ValueError(f"{comparison.name} on {comparison.model}: pairs and passes are "
                              f"{a.budget} on one side and {b.budget} on the other")
@@ -430,6 +467,8 @@ def show(lines: list[Line], title: str) -> None:
 
 def cells_of(line: Line) -> list[str]:
     comparison, found = line.comparison, line.effect
+    a, b = line.a.means(), line.b.means()
+    shared = sorted(a.keys() & b.keys())  # the seeds of A - B
     by_domain = []
     for domain in line.a.by_domain:
         difference = stats.effect(line.a.by_domain[domain], line.b.by_domain[domain])
@@ -438,8 +477,8 @@ def cells_of(line: Line) -> list[str]:
         comparison.name,
         comparison.model,
         f"{comparison.pairs:,}",
-        mean_of(line.a.means().values()),
-        mean_of(line.b.means().values()),
+        mean_of(a[seed] for seed in shared),
+        mean_of(b[seed] for seed in shared),
         f"{found.mean:+.3f} ± {found.half:.3f}",
         str(found.n),
         f"{found.p:.2g}",
@@ -455,10 +494,33 @@ def cost(one: Outcome) -> str:
     return f"{one.budget[1]:g}, {one.steps:.0f}, {one.tokens:,.0f}, {rates}"
 
 
-def show_merges(model: str, records: dict[str, dict]) -> None:
+def show_elsewhere(models: list[str], domains: list[str], records: dict[str, dict],
+                   rates: dict[str, float]) -> None:
+    """What specialists of the usual cell are worth on the other domains."""
+    pairs = max(BUDGETS)
+    print(f"\n**specialists elsewhere**: trained on {pairs:,} pairs of the domain on the left, "
+          "mean ± half a 95 % interval over seeds\n")
+    print("| model | trained on | seeds | " + " | ".join(data.DOMAINS) + " |")
+    print("|---" * (3 + len(data.DOMAINS)) + "|")
+    for model in models:
+        for domain in domains:
+            cell = Cell(model, domain, pairs)
+            rate = rates.get(method_of(cell), 0.0)
+            keys = [Job(cell, seed, rate, "test").key for seed in range(1, 13)]
+            there = [records[key]["accuracy"] for key in keys if key in records]
+            if not there:
+                continue
+            words = [model, domain, str(len(there))]
+            for other in data.DOMAINS:
+                found = stats.interval(accuracy[other] for accuracy in there)
+                words.append(f"{found.mean:.3f} ± {found.half:.3f}")
+            print("| " + " | ".join(words) + " |")
+
+
+def show_merges(jobs: list[MergeJob], records: dict[str, dict]) -> None:
     """Specialists as one model, a line for each way."""
-    merges = [record for record in records.values()
-              if record["part"] == "merge" and record["model"] == model]
+    model = jobs[0].model
+    merges = [records[job.key] for job in jobs if job.key in records]
     print(f"\n**merge** on {model}: {len(merges)} of {MERGE_SEEDS} seeds, mean ± half a 95 % "
           "interval\n")
     if not merges:
@@ -488,31 +550,42 @@ def show_rates(rates: dict[str, float]) -> None:
 
 
 ROW_TOKENS = 900  # assumed of the paper's pairs, both responses and the prompt
-# Shapes of the models that the plan may be asked about without their files, by short name.
-SHAPES = {"large": (28, 1024, 2624), "large-instruct": (28, 1024, 2624), "base": (22, 768, 1152)}
+# Layers, width and inner width of the models that the plan may be asked about without their files.
+BASE, LARGE = (22, 768, 1152), (28, 1024, 2624)
+SHAPES = {
+    "base": BASE, "large": LARGE, "large-instruct": LARGE, "random-large": LARGE,
+    "ettin-17m": (7, 256, 384), "ettin-32m": (10, 384, 576), "ettin-68m": (19, 512, 768),
+    "ettin-150m": BASE, "ettin-400m": LARGE, "ettin-1b": (28, 1792, 3840),
+}
 H200 = 0.3 * 790e12  # FLOPs a second, at the 30 % of the product rate that training is expected at
+
+
+def shape_of(model: str) -> str:
+    """The name in SHAPES: a decoder of Ettin's has the shape of its encoder."""
+    return model.replace("ettin-decoder-", "ettin-")
 
 
 def training_flops(cell: Cell) -> float:
     """Of a run: three forward passes' worth for each row of each pass (what freezing saves is left
     out), and one for each row of the test. Two FLOPs for a multiply-add, products alone."""
-    layers, width, inner = SHAPES[cell.model]
+    layers, width, inner = SHAPES[shape_of(cell.model)]
     of_token = 2 * layers * (4 * width * width + 3 * width * inner)
     domains = len(data.DOMAINS) if cell.domain == "all" else 1
     trained = 2 * domains * cell.pairs * PASSES[cell.pairs]
-    judged = 2 * fit.TEST
+    judged = 2 * domains * fit.TEST
     return (3 * trained + judged) * ROW_TOKENS * of_token
 
 
-def show_plan(jobs: list[Job], done: int) -> None:
+def show_plan(title: str, jobs: list[Job], records: dict[str, dict]) -> None:
     """--dry-run: how many runs, and what they cost on a GPU at the paper's scale."""
-    print(f"{len(jobs)} runs, {done} of them are there")
+    done = sum(job.key in records for job in jobs)
+    print(f"{title}: {len(jobs)} runs, {done} of them are there")
     for model in sorted({job.cell.model for job in jobs}):
         of_model = [job for job in jobs if job.cell.model == model]
-        line = f"{model}: {len(of_model)} runs"
-        if model in SHAPES:
+        line = f"  {model}: {len(of_model)} runs"
+        if shape_of(model) in SHAPES:
             total = sum(training_flops(job.cell) for job in of_model)
-            line += (f", {total:.2g} FLOPs: {total / H200 / 3600:.0f} hours of one H200 at "
+            line += (f", {total:.2g} FLOPs: {total / H200 / 3600:.1f} hours of one H200 at "
                      f"{H200 / 1e12:.0f} TFLOP/s (by formula, not run here)")
         print(line)
 
@@ -539,61 +612,95 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     unknown = [group for group in flags.groups if group not in names]
     if unknown:
         raise ValueError(f"no group {', '.join(unknown)}: give {', '.join(names)}")
-    if flags.jobs < 1:
-        raise ValueError(f"--jobs {flags.jobs}: give 1 or more")
+    for name, least in (("jobs", 1), ("seeds", 1), ("most", 0)):
+        if getattr(flags, name) < least:
+            raise ValueError(f"--{name} {getattr(flags, name)}: give {least} or more")
     if not flags.groups:
         flags.groups = names
-    strange = [model for model in flags.model if not is_nano(model)]
+    strange = [model for model in flags.model if not is_nano(model) or model in NO_MERGE]
     if "merge" in flags.groups and strange:
         raise ValueError(f"merge: runs on nano's encoders, not on {', '.join(strange)}: merge runs "
-                         "of your own with experiments/merge.py's functions")
+                         "of your own with the functions of experiments/merge.py")
     return flags
+
+
+def methods_of(families: dict[str, list[Comparison]], merged: list[str]) -> dict[str, str]:
+    """{method: its model} of all that is compared and merged."""
+    methods = {}
+    for compared in families.values():
+        for comparison in compared:
+            for one_side in (comparison.a, comparison.b):
+                for cell in one_side.cells.values():
+                    methods[method_of(cell)] = cell.model
+    for model in merged:
+        methods[method_of(Cell(model, "", 0, **FULL))] = model
+    return methods
+
+
+def all_methods(models: list[str]) -> dict[str, str]:
+    """{method: its model} of every method on these models."""
+    methods = {}
+    for model in models:
+        for changes in METHODS:
+            methods[method_of(Cell(model, "", 0)._replace(**changes))] = model
+    return methods
 
 
 def main(argv: list[str] | None = None) -> None:
     flags = parse(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    only_look = flags.print or flags.dry_run
+    files = tuple(flags.data)
+
+    # what is compared, and the rates that it needs
     families = {}
     for group in flags.groups:
         if group in GROUPS:
             families[group] = comparisons(group, flags.model, flags.domain)
+    merged = []
+    if "merge" in flags.groups:
+        merged = flags.model
+    methods = methods_of(families, merged)
+    if not methods:  # the rates alone were asked for
+        methods = all_methods(flags.model)
+    models = list(dict.fromkeys(methods.values()))
+    trials = rate_jobs(models, flags.domain, set(methods))
 
-    # every model that a side names
-    models = dict.fromkeys(flags.model)
-    for compared in families.values():
-        for comparison in compared:
-            for one_side in (comparison.a, comparison.b):
-                models.update(dict.fromkeys(cell.model for cell in one_side.cells.values()))
     records = {}
     for model in models:
-        if not flags.dry_run:
-            records.update(read_records(model))
+        if not only_look:
+            folder_of(model)  # what is missing is said now, not after hours
+        records.update(read_records(model, files, only_look))
 
-    # rates first: the other groups take what was chosen
-    files = tuple(flags.data)
-    only_look = flags.print or flags.dry_run
-    if not only_look:
-        make_missing(rate_jobs(models, flags.domain), records, files, flags.jobs, flags.most)
-    rates = chosen_rates(records)
+    # rates first: the other runs take what was chosen, and wait if --most ends here
+    left = sys.maxsize
+    if flags.most:
+        left = flags.most
+    if only_look:
+        left = 0
+    left -= make_missing(trials, records, files, flags.jobs, left)
+    rates = chosen_rates(records, trials)
 
+    if flags.dry_run:
+        show_plan("rates", trials, records)
     for group, compared in families.items():
         jobs = jobs_of(compared, flags.seeds, rates)
         if flags.dry_run:
-            show_plan(jobs, sum(job.key in records for job in jobs))
+            show_plan(group, jobs, records)
             continue
-        if not only_look:
-            make_missing(jobs, records, files, flags.jobs, flags.most)
-        show(decide(compared, records), group)
+        left -= make_missing(jobs, records, files, flags.jobs, left)
+        show(decide(compared, records, rates), group)
+        if group == "claims":
+            show_elsewhere(flags.model, flags.domain, records, rates)
     if flags.dry_run:
         return
+
     show_rates(rates)
-    if "merge" in flags.groups:
-        for model in flags.model:
-            rate = rates.get(method_of(Cell(model, "", 0, **FULL)), 0.0)
-            jobs = [MergeJob(model, seed, rate) for seed in range(1, MERGE_SEEDS + 1)]
-            if not only_look:
-                make_missing(jobs, records, files, flags.jobs, flags.most)
-            show_merges(model, records)
+    for model in merged:
+        rate = rates.get(method_of(Cell(model, "", 0, **FULL)), 0.0)
+        jobs = [MergeJob(model, seed, rate) for seed in range(1, MERGE_SEEDS + 1)]
+        left -= make_missing(jobs[:flags.seeds], records, files, flags.jobs, left)
+        show_merges(jobs, records)
 
 
 if __name__ == "__main__":
