@@ -812,6 +812,20 @@ def load_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
     return Task(prompt, *answers, word=word)
 
 
+def mixed_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
+    """Which is heavier, one word or a plain load: its weight has to be recalled as a number."""
+    word = rng.choice(list(world))
+    n = rng.choice([i for i in range(1, 11) if i != world[word].weight])
+    load = f"load of {NUMBERS[n - 1]} stone"
+    question = rng.choice(["heavier", "lighter"])
+    word_is_right = (world[word].weight > n) == (question == "heavier")
+    right, wrong = (word, load) if word_is_right else (load, word)
+    x, y = rng.sample([word, load], 2)
+    prompt = compare_prompt(rng, x, y, question, idle)
+    answers = [word_answer(rng, NAMING, idle, w=one) for one in (right, wrong)]
+    return Task(prompt, *answers, word=word if word_is_right else NUMBERS[n - 1])
+
+
 def say_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
     """Say yes, or no."""
     says = rng.choice(["yes", "no"])
@@ -837,10 +851,11 @@ def converse_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
     return Task(prompt, *answers, word=right)
 
 
-WORD_TASKS = [find_task, load_task, converse_task]  # those that take several steps to answer
+WORD_TASKS = [find_task, load_task, mixed_task, converse_task]  # those that take several steps to answer
 PLAIN_TASKS = [name_task, say_task, speak_task, find_task]
 # what is learnt last is drawn most
-TASKS = [name_task, say_task, speak_task, *2 * [load_task], *4 * [converse_task], *4 * [find_task]]
+TASKS = [name_task, say_task, speak_task, *2 * [load_task], *3 * [mixed_task], *3 * [find_task],
+         *3 * [converse_task]]
 
 
 class TaskRow(NamedTuple):
