@@ -6,8 +6,9 @@
 The file goes in this order: settings and recipes; the loss; the schedule and the optimizer; one
 step; batches; the loop; main.
 
-A step sees `batch_size` rows, that is half as many pairs, each in both orders. Its gradient is the
-mean over these rows, however they are cut into micro-batches or shared by processes.
+A step sees at most `batch_size` rows, that is half as many pairs, each in both orders; an epoch is
+cut into steps of nearly equal size, and no step holds a pair twice. Its gradient is the mean over
+its rows, however they are cut into micro-batches or shared by processes.
 """
 
 import math
@@ -45,8 +46,9 @@ class Settings:
 
     domain: str = flag("", "the domain of a specialist, or all for a generalist; must be given",
                        lambda: [*DOMAINS, "all"])
-    model: str = flag("auto", "nano, base, large, large-instruct, ettin-17m ... ettin-1b, a folder "
-                              "or a Hub name; auto: large with CUDA, else nano", group="files")
+    model: str = flag("auto", "nano-instruct, nano, base, large, large-instruct, ettin-17m ... "
+                              "ettin-1b, a folder or a Hub name; auto: large with CUDA, else "
+                              "nano-instruct", group="files")
     data: tuple[str, ...] = flag(("auto",), "nano, hub, hub:author, or files of pairs and data "
                                             "sets OWNER/NAME; auto: nano's own for nano, else hub",
                                  group="files")
@@ -90,8 +92,8 @@ class Settings:
 #
 # A domain that is not listed takes the recipe `all` of its size.
 DORA_128 = {"adapter": "dora", "rank": 128, "alpha": 8.0}
-NANO = {"adapter": "dora", "rank": 16, "alpha": 16.0, "freeze": 1, "lr": 5e-3, "batch_size": 32,
-        "max_length": 512}
+NANO = {"adapter": "dora", "rank": 16, "alpha": 16.0, "freeze": 1, "lr": 5e-3, "epochs": 4.0,
+        "batch_size": 32, "max_length": 512}
 RECIPES = {
     "large": {
         "reasoning": {**DORA_128, "freeze": 15, "lr": 1.327475e-4},
@@ -108,10 +110,7 @@ RECIPES = {
         "all": {**DORA_128, "freeze": 19, "lr": 2.138168e-5},
     },
     "nano": {  # ours, measured in nano/README.md
-        "reasoning": {**NANO, "epochs": 16.0},
-        "safety": {**NANO, "epochs": 8.0},
-        "chat": {**NANO, "epochs": 16.0},
-        "all": {**NANO, "epochs": 12.0},
+        "all": NANO,  # alike in all domains
     },
 }
 SIZES = {(1024, 28): "large", (768, 22): "base"}  # by width and layers
@@ -180,8 +179,8 @@ def loss_and_correct(model: ModernBERT, prompt_format: PromptFormat, batch: Batc
     return BatchLoss(loss, correct, log_odds)
 
 
-class HeldOut(NamedTuple):
-    """How well held-out pairs are judged. loss and accuracy are None if there are no pairs."""
+class Check(NamedTuple):
+    """How well pairs are judged. loss and accuracy are None if there are no pairs."""
 
     loss: float | None  # mean over the rows
     accuracy: float | None  # over the pairs, both orders averaged; equal is half right
@@ -189,9 +188,9 @@ class HeldOut(NamedTuple):
 
 
 @torch.inference_mode()
-def held_out(model: ModernBERT, prompt_format: PromptFormat, batches: list[Batch],
-             device: torch.device) -> HeldOut:
-    """The judgement of held-out pairs in training's own batches, without a gradient.
+def check(model: ModernBERT, prompt_format: PromptFormat, batches: list[Batch],
+          device: torch.device) -> Check:
+    """The judgement of pairs in training's own batches, without a gradient.
 
     With both orders averaged, P(chosen is better) = (sigmoid(x) + 1 - sigmoid(y)) / 2, where x are
     the log-odds of the row with the chosen response first, and y those of the other row. This is
@@ -211,8 +210,8 @@ def held_out(model: ModernBERT, prompt_format: PromptFormat, batches: list[Batch
     distributed.all_reduce(sums)
     loss, right, n = sums.tolist()
     if n == 0:
-        return HeldOut(None, None, 0)
-    return HeldOut(loss / (2 * n), right / n, int(n))
+        return Check(None, None, 0)
+    return Check(loss / (2 * n), right / n, int(n))
 
 
 # ------------------------------------------------------------------ the schedule and the optimizer
@@ -308,19 +307,24 @@ def train_step(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_forma
 
 def step_pairs(pairs: list[Pair], pairs_a_step: int, steps: range,
                seed: int) -> Iterator[list[Pair]]:
-    """The pairs of each of the `steps`: step by step, an endless stream of shuffled epochs. They
-    follow from the seed and the step's number, so that a run can be resumed at any step."""
-    drawn = None  # the epoch whose order this is
+    """The pairs of each of the `steps`. An epoch is shuffled by the seed and its number, and cut
+    into `steps_an_epoch` steps of nearly equal size: no step holds a pair twice. A step's pairs
+    follow from the seed and its number alone, so that a run can be resumed at any step."""
+    every = steps_an_epoch(len(pairs), pairs_a_step)
+    shuffled_epoch = None
     for step in steps:
-        pairs_of_step = []
-        for place in range(step * pairs_a_step, (step + 1) * pairs_a_step):
-            epoch, i = divmod(place, len(pairs))
-            if epoch != drawn:
-                drawn = epoch
-                generator = torch.Generator().manual_seed(seed * 10**6 + epoch)
-                order = torch.randperm(len(pairs), generator=generator).tolist()
-            pairs_of_step.append(pairs[order[i]])
-        yield pairs_of_step
+        epoch, i = divmod(step, every)
+        if epoch != shuffled_epoch:
+            generator = torch.Generator().manual_seed(seed * 10**6 + epoch)
+            order = torch.randperm(len(pairs), generator=generator).tolist()
+            shuffled_epoch = epoch
+        first, end = i * len(pairs) // every, (i + 1) * len(pairs) // every
+        yield [pairs[j] for j in order[first:end]]
+
+
+def steps_an_epoch(pairs: int, pairs_a_step: int) -> int:
+    """How many steps see every pair once; fewer pairs than a batch are one step."""
+    return max(1, math.ceil(pairs / pairs_a_step))
 
 
 class Batches(NamedTuple):
@@ -359,10 +363,14 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
     device = next(model.parameters()).device
     make = partial(make_batches, prompt_format=prompt_format, budget=micro_tokens, device=device)
     held_out_batches = make(pairs.held_out).batches
+    test_batches = held_out_batches
+    if pairs.test is not pairs.held_out:
+        test_batches = make(pairs.test).batches
+
     run_result = run.record["result"]
     if "accuracy_before" not in run_result:
-        distributed.log(f"judging {len(pairs.held_out):,} pairs before training")
-        before = held_out(model, prompt_format, held_out_batches, device)
+        distributed.log(f"judging {len(pairs.test):,} pairs before training")
+        before = check(model, prompt_format, test_batches, device)
         run_result["n"] = before.pairs
         run_result["accuracy_before"], run_result["loss_before"] = before.accuracy, before.loss
         run.write_record()
@@ -389,8 +397,8 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
             line = {"step": done, **result._asdict(), "lr": rate, "seconds": time.time() - began,
                     "peak_bytes": machine.peak_bytes(device)}
             if done in checks:
-                check = held_out(model, prompt_format, held_out_batches, device)
-                line.update(held_out=check.accuracy, held_out_loss=check.loss)
+                now = check(model, prompt_format, held_out_batches, device)
+                line.update(held_out=now.accuracy, held_out_loss=now.loss)
             run.log(line, distributed.sum_counts(dropped))
             show(line)
 
@@ -408,7 +416,7 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
                          "least after truncation; see --max-length")
     run.save(steps)
     distributed.log("judging and saving")
-    after = held_out(model, prompt_format, held_out_batches, device)
+    after = check(model, prompt_format, test_batches, device)
     if after.loss is not None and not math.isfinite(after.loss):
         raise ValueError(f"after the last step the loss is {after.loss}: begin with another --lr")
     run_result["accuracy_after"], run_result["loss_after"] = after.accuracy, after.loss
@@ -433,9 +441,9 @@ def choose_settings(given: dict, on_gpu: bool, config_class: type[Config]) -> Se
     if "auto" in (model, *data_names):
         device = "on a GPU" if on_gpu else "not on a GPU"
         reason = (f" (auto: {device}; the paper's run is --model large --data hub, a laptop's "
-                  "--model nano --data nano)")
+                  "--model nano-instruct --data nano)")
     if model == "auto":
-        model = "large" if on_gpu else "nano"
+        model = "large" if on_gpu else "nano-instruct"
     if data_names == ["auto"]:
         data_names = ["nano"] if model in hub.NANOS else ["hub"]
 
@@ -482,7 +490,7 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
         pairs = sources.load_sets(settings.data, settings.domain, settings.held_out, settings.limit,
                                   settings.seed, settings.revision)
     distributed.log(f"data: {pairs.note}: {len(pairs.train):,} pairs to train on, "
-                    f"{len(pairs.held_out):,} to judge by")
+                    f"{len(pairs.test):,} to judge before and after")
     if 0 < len(pairs.held_out) < FEW_PAIRS:
         distributed.log("few pairs to judge by: their accuracy will say little; see --held-out")
 
@@ -497,7 +505,8 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
                          settings.seed)
     optimizer = make_optimizer(trained, settings.lr)
 
-    steps = max(1, round(settings.epochs * len(pairs.train) / (settings.batch_size // 2)))
+    steps = steps_an_epoch(len(pairs.train), settings.batch_size // 2) * settings.epochs
+    steps = max(1, round(steps))
     if settings.max_steps:
         steps = min(steps, settings.max_steps)
     micro = machine.pick_micro_tokens(settings.micro_tokens, model, hardware)

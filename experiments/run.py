@@ -1,42 +1,38 @@
-"""The paper's claims and open questions as runs of train.py, each made once and kept.
+"""The paper's claims and open questions as a grid of runs, each made once and kept.
 
-    python experiments/run.py                        all that is missing on nano
-    python experiments/run.py claims merge --seeds 1 --jobs 2
-    python experiments/run.py --print                the tables of what is there
-    python experiments/run.py claims --model ettin-17m --data my.jsonl --domain chat
+    python experiments/run.py claims                       what is missing on nano and nano-instruct
+    python experiments/run.py claims --seeds 4 --jobs 2    of the first four seeds alone
+    python experiments/run.py --print                      the tables of what is there
+    python experiments/run.py claims --model large large-instruct --domain reasoning --dry-run
 
-Groups (on nano):
-    claims   cloze or [CLS], DoRA, LoRA or full, random weights, all domains at once, fewer pairs
-    freeze   DoRA and full above 0 to 3 frozen layers: accuracy against trained parameters
-    causal   the causal twin of nano
-    context  both responses in one row, or each alone
-    merge    specialists averaged, added, or as branches on their shared trunk
-    scale    narrower nanos: accuracy against size (first make them: python nano/make.py --width 64
-             --out runs/nano-64, and so 32 and 96)
+Groups:
+    rates      which learning rate each method takes: chosen at 300 pairs on the choosing words
+    claims     the five main contrasts, with 30, 100, 300 and 1,000 training pairs
+    freeze     the recipe's frozen layers, none, and two
+    causal     the instructed encoder and its causal twin; Ettin's encoders and decoders
+    controls   random weights; as much ordinary text instead of instructions; another template
+    merge      specialists as one model: their changes added, or branches on the trunk they share
 
-Records are in experiments/MODEL.json (nano.json), one for each run under a name that says what it
-is, written the moment it ends; a run that has a record is never repeated, so the script may be
-killed and started again at any time. With --model claims and context run on your own pairs, at the
-rates of train.py's recipes, and are judged on the part of the prompts that train.py holds out.
+How a claim is decided. The seeds are fixed before the first run: 12 for the main contrasts, 8 for
+the others. Both sides of a contrast have the same pairs and passes (a contrast that has not is
+refused), each at its method's own rate. The effect of a seed is the mean over the domains of A - B;
+over the seeds it has an interval, and a verdict that is corrected for all contrasts of a group on
+all models (experiments/stats.py).
 
-The file goes in this order: the grid of runs; one run; all runs that are missing; the tables; the
-command line.
+Records are lines of experiments/records/MODEL.jsonl, each written the moment its run ends; a run
+that has one is never made again, so the script may be killed and started again at any time.
+
+The file goes in this order: the contrasts; the grid; the rates; making what is missing; the tables;
+the command line.
 """
 
 import argparse
-import contextlib
-import hashlib
 import json
-import math
+import multiprocessing
 import os
-import shlex
-import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,698 +40,668 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
-import tinyrm  # noqa: E402
-from experiments import measure  # noqa: E402
-from infra.files import replacing  # noqa: E402
-from infra.hub import ROOT, fetch_model  # noqa: E402
-from infra.pairs import load_pairs  # noqa: E402
+from experiments import fit, merge, stats  # noqa: E402
+from experiments.fit import PASSES, Cell, data_of, folder_of, is_nano  # noqa: E402
+from infra.hub import MODEL_NAMES, ROOT, version_of  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
-from tinyrm import read_json  # noqa: E402
 
-RECORDS = ROOT / "experiments"  # the folder of MODEL.json
-RUNS = ROOT / "runs/experiments"  # what is there while a run goes on, and models that are kept
+RECORDS = ROOT / "experiments/records"  # the folder of MODEL.jsonl
+BUDGETS = tuple(PASSES)  # training pairs of a domain
+ON_NANO = ["nano", "nano-instruct"]
 
-# --------------------------------------------------------------------------------- the grid of runs
-
-
-class Method(NamedTuple):
-    head: str
-    adapter: str
+# ----------------------------------------------------------------------------------- the contrasts
 
 
-METHODS = [Method("cloze", "dora"), Method("cloze", "full"), Method("cls", "dora"),
-           Method("cloze", "lora"), Method("cls", "full"), Method("cls", "lora")]
-MAIN_METHODS = METHODS[:3]  # these are made first, and on fewer pairs too
-BUDGETS = (1000, 300, 100)  # training pairs
+class Contrast(NamedTuple):
+    """A against B: the fields of a cell in which the two sides differ from the usual one, which is
+    the cloze with both responses in a row, DoRA above the recipe's frozen layers."""
 
-# Flags on nano. LoRA takes DoRA's settings as they are. Full fine-tuning gets the rate that rough
-# trials used for it. None was tuned for a method beyond that, so a small gap may be one of rates.
-ADAPTER_FLAGS = {
-    "dora": ["--rank", "16", "--alpha", "16", "--lr", "5e-3"],
-    "lora": ["--rank", "16", "--alpha", "16", "--lr", "5e-3"],
-    "full": ["--lr", "1e-3"],
+    name: str
+    a: dict
+    b: dict
+    seeds: int = 8
+    budgets: tuple[int, ...] = BUDGETS
+    models: tuple[str, ...] = ()  # those that it is for; empty: all that --model names
+    domains: tuple[str, ...] = ()  # empty: all of --domain
+
+
+FULL = {"adapter": "full", "freeze": 0}
+FEW_AND_MANY = (100, 1000)
+GROUPS = {
+    "claims": [
+        Contrast("cloze against [CLS]", {}, {"head": "cls"}, seeds=12),
+        Contrast("DoRA and freezing against full fine-tuning", {}, FULL, seeds=12),
+        Contrast("DoRA against LoRA", {}, {"adapter": "lora"}, seeds=12),
+        Contrast("specialists against all at once", {}, {"domain": "all"}, seeds=12),
+        Contrast("both responses in a context against one each", {}, {"context": "single"},
+                 seeds=12),
+        Contrast("instructed against plain", {}, {"model": "nano"}, seeds=12,
+                 models=("nano-instruct",)),
+        Contrast("instructed against plain", {}, {"model": "large"}, seeds=12,
+                 models=("large-instruct",)),
+    ],
+    "freeze": [
+        Contrast("the recipe's frozen layers against none", {}, {"freeze": 0},
+                 budgets=FEW_AND_MANY),
+        Contrast("the recipe's frozen layers against two", {}, {"freeze": 2},
+                 budgets=FEW_AND_MANY),
+    ],
+    "causal": [
+        Contrast("both directions against one", {}, {"model": "nano-causal"},
+                 models=("nano-instruct",)),
+    ],
+    "controls": [
+        Contrast("trained in pre-training against random weights", {}, {"model": "random"},
+                 budgets=(1000,), models=("nano",)),
+        # where random weights are not frozen either
+        Contrast("trained in pre-training against random weights, both in full", FULL,
+                 {"model": "random", **FULL}, budgets=(1000,), models=("nano",)),
+        Contrast("trained in pre-training against random weights", {}, {"model": "random-large"},
+                 budgets=(1000,), models=("large",)),
+        Contrast("instructions against as much ordinary text", {}, {"model": "nano-text"},
+                 budgets=FEW_AND_MANY, models=("nano-instruct",)),
+        Contrast("cloze against [CLS], in the other template", {"template": "choice"},
+                 {"template": "choice", "head": "cls"}, budgets=FEW_AND_MANY),
+        Contrast("cloze against [CLS] that was instructed too", {},
+                 {"model": "nano-cls", "head": "cls"}, budgets=FEW_AND_MANY,
+                 models=("nano-instruct",)),
+    ],
 }
-EPOCHS = {"reasoning": 16, "safety": 8, "chat": 16, "all": 12}  # alike for all methods
-SIZES = ("nano-32", "nano-64", "nano-96")  # in runs/, by their width; nano itself has 128
-NANOS = ("nano", "random", "nano-causal", *SIZES)  # random: nano's shape, fresh weights
+
+for size in ("17m", "32m", "68m", "150m", "400m", "1b"):
+    GROUPS["causal"].append(
+        Contrast("both directions against one", {}, {"model": f"ettin-decoder-{size}"},
+                 models=(f"ettin-{size}",)))
 
 
-class Run(NamedTuple):
-    """One run of train.py."""
+class Side(NamedTuple):
+    """One side of a contrast at one budget: a cell for each domain."""
 
-    weights: str
-    domain: str
-    head: str = "cloze"
-    context: str = "pair"
-    adapter: str = "dora"
-    freeze: int | None = 1  # None: as train.py's recipe has it
-    pairs: int = 1000  # 0: all there are
-    seed: int = 1
+    cells: dict[str, Cell]  # domain it is tested on -> the cell
+
+
+class Comparison(NamedTuple):
+    """A contrast on one model at one budget."""
+
+    name: str
+    model: str
+    pairs: int
+    seeds: int
+    a: Side
+    b: Side
+
+
+def side(model: str, pairs: int, domains: Iterable[str], changes: dict) -> Side:
+    cells = {}
+    for domain in domains:
+        usual = Cell(model, domain, pairs)
+        cells[domain] = usual._replace(**changes)
+    return Side(cells)
+
+
+def comparisons(group: str, models: Iterable[str], domains: list[str]) -> list[Comparison]:
+    """All comparisons of a group. ValueError if it has none for these models."""
+    found = []
+    for model in models:
+        for contrast in GROUPS[group]:
+            if contrast.models and model not in contrast.models:
+                continue
+            for pairs in contrast.budgets:
+                a = side(model, pairs, domains, contrast.a)
+                b = side(model, pairs, domains, contrast.b)
+                found.append(Comparison(contrast.name, model, pairs, contrast.seeds, a, b))
+    if not found:
+        wanted = sorted({name for contrast in GROUPS[group] for name in contrast.models})
+        raise ValueError(f"{group}: nothing to run for {', '.join(models)}: it is for "
+                         f"{', '.join(wanted)}")
+    return found
+
+
+# ---------------------------------------------------------------------------------------- the rates
+
+RATE_PAIRS = 300
+RATE_SEEDS = (101, 102)  # none of the seeds of the test
+METHODS = [{}, {"head": "cls"}, FULL, {"adapter": "lora"}, {"context": "single"}]
+
+
+def rates_of(cell: Cell) -> tuple[float, ...]:
+    """The rates that are tried: on nano round numbers, else around those of the paper's recipes."""
+    is_full = cell.adapter == "full"
+    if is_nano(cell.model):
+        return (5e-4, 1e-3, 2e-3) if is_full else (2.5e-3, 5e-3, 1e-2)
+    return (3e-5, 8e-5, 2e-4) if is_full else (4e-5, 1.3e-4, 4e-4)
+
+
+def method_of(cell: Cell) -> str:
+    """What a rate is chosen for: the cell's model, head, context and adapter."""
+    return f"{cell.model} {cell.head} {cell.context} {cell.adapter}"
+
+
+class Job(NamedTuple):
+    """One run."""
+
+    cell: Cell
+    seed: int
+    rate: float  # 0: the recipe's
+    part: str  # "choose" or "test"
+    everywhere: bool = False  # judged on the other domains too
 
     @property
     def key(self) -> str:
-        """The name of its record."""
-        freeze = "recipe" if self.freeze is None else self.freeze
-        pairs = "all" if self.pairs == 0 else self.pairs
-        return (f"{Path(self.weights).name} {self.domain} {self.head} {self.context} "
-                f"{self.adapter} freeze-{freeze} pairs-{pairs} seed-{self.seed}")
+        """The name of its record. The rate is part of it: a run at a rate that was not chosen in
+        the end is another run."""
+        words = [str(word) for word in self.cell]
+        words += [f"seed {self.seed}", self.part, f"rate {self.rate:g}"]
+        return " ".join(words)
 
 
-class Planned(NamedTuple):
-    turn: int  # 0 is made first, for one seed after the other; then 1, and so on
-    run: Run
+MERGE_SEEDS = 8
+NO_MERGE = ("random", "nano-causal", "nano-cls")  # merge.py knows encoders under the cloze
 
 
-def usual_freeze(adapter: str) -> int:
-    """Frozen layers of nano's recipe; full fine-tuning freezes nothing."""
-    return 0 if adapter == "full" else 1
+class MergeJob(NamedTuple):
+    """Three specialists as one model."""
+
+    model: str
+    seed: int
+    rate: float
+
+    @property
+    def key(self) -> str:
+        return f"{self.model} merge seed {self.seed} rate {self.rate:g}"
 
 
-def claims_runs(domain: str, seed: int) -> Iterator[Planned]:
-    for method in METHODS:
-        run = Run("nano", domain, method.head, adapter=method.adapter,
-                  freeze=usual_freeze(method.adapter), seed=seed)
-        if method in MAIN_METHODS:
-            yield Planned(0, run)
-            yield Planned(2, run._replace(pairs=300))
-            yield Planned(2, run._replace(pairs=100))
-        else:
-            yield Planned(1, run)
-    yield Planned(0, Run("random", domain, adapter="full", freeze=0, seed=seed))
+def key_of(record: dict) -> str:
+    if record["part"] == "merge":
+        return MergeJob(record["model"], record["seed"], record["rate"]).key
+    cell = Cell(**{name: record[name] for name in Cell._fields})
+    return Job(cell, record["seed"], record["rate"], record["part"]).key
 
 
-def freeze_runs(domain: str, seed: int) -> Iterator[Planned]:
-    if domain == "chat":  # where the recipe is near 1 already
-        return
-    for adapter in ("dora", "full"):
-        for freeze in range(4):
-            yield Planned(1, Run("nano", domain, adapter=adapter, freeze=freeze, seed=seed))
+def rate_jobs(models: Iterable[str], domains: Iterable[str], methods: set[str]) -> list[Job]:
+    """For each of these methods its rates, on each domain, judged on the choosing words."""
+    jobs = []
+    for model in models:
+        for changes in METHODS:
+            for domain in domains:
+                cell = Cell(model, domain, RATE_PAIRS)._replace(**changes)
+                if method_of(cell) not in methods:
+                    continue
+                for rate in rates_of(cell):
+                    for seed in RATE_SEEDS:
+                        jobs.append(Job(cell, seed, rate, "choose"))
+    return jobs
 
 
-def causal_runs(domain: str, seed: int) -> Iterator[Planned]:
-    for adapter in ("dora", "full"):
-        freeze = usual_freeze(adapter)
-        yield Planned(0, Run("nano-causal", domain, adapter=adapter, freeze=freeze, seed=seed))
-
-
-def context_runs(domain: str, seed: int) -> Iterator[Planned]:
-    for context in ("single", "pair"):
-        run = Run("nano", domain, context=context, adapter="full", freeze=0, seed=seed)
-        yield Planned(0, run)
-
-
-def merge_runs(domain: str, seed: int) -> Iterator[Planned]:
-    yield Planned(0, Run("nano", domain, adapter="full", freeze=1, seed=seed))
-
-
-def scale_runs(domain: str, seed: int) -> Iterator[Planned]:
-    for weights in (*SIZES, "nano"):
-        yield Planned(3, Run(weights, domain, seed=seed))
-
-
-GROUPS = {"claims": claims_runs, "freeze": freeze_runs, "causal": causal_runs,
-          "context": context_runs, "merge": merge_runs, "scale": scale_runs}
-
-
-def nano_grid(groups: Iterable[str], seeds: Iterable[int]) -> list[Run]:
-    """The runs of these groups on nano, each once, in the order in which they are made."""
-    planned = []
-    for seed in seeds:
-        for group in groups:
-            for domain in measure.nano_domains():
-                planned.extend(GROUPS[group](domain, seed))
-            if group == "claims":
-                planned.append(Planned(0, Run("nano", "all", pairs=3000, seed=seed)))
-    planned.sort(key=lambda item: (item.turn, item.run.seed))
-    return list(dict.fromkeys(item.run for item in planned))
-
-
-def grid(groups: Iterable[str], seeds: Iterable[int], model: str = "nano",
-         domains: Iterable[str] = ()) -> list[Run]:
-    """The runs of these groups, each once, in the order in which they are made. `domains` are those
-    of your own pairs, for a model that is no nano."""
-    if model in NANOS:
-        return nano_grid(groups, seeds)
-
-    runs = []
-    if "claims" in groups:
-        for seed in seeds:
-            for head, adapter in METHODS:
-                for domain in domains:
-                    runs.append(Run(model, domain, head, "pair", adapter, None, 0, seed))
-    if "context" in groups:
-        for seed in seeds:
-            for context in ("single", "pair"):
-                for domain in domains:
-                    runs.append(Run(model, domain, "cloze", context, "full", None, 0, seed))
-    return list(dict.fromkeys(runs))
-
-
-def train_flags(run: Run, files: Iterable[str] = (), more: str = "") -> list[str]:
-    """The flags of train.py for a run, but for the model's folder and where to write. `files` and
-    `more` flags are for a model that is no nano."""
-    flags = ["--domain", run.domain, "--head", run.head, "--context", run.context,
-             "--adapter", run.adapter, "--seed", str(run.seed)]
-    if run.pairs > 0:
-        flags += ["--limit", str(run.pairs)]
-
-    if run.weights in NANOS:
-        # Passes over fewer pairs are more, but not so many more that the steps stay the same:
-        # sqrt(1000 / n) times.
-        whole = 3000 if run.domain == "all" else 1000
-        epochs = round(EPOCHS[run.domain] * (whole / run.pairs) ** 0.5, 2)
-        flags += ["--data", "nano", "--device", "cpu", "--epochs", str(epochs),
-                  "--freeze", str(run.freeze)]
-        return flags + ADAPTER_FLAGS[run.adapter]
-
-    # elsewhere the recipe's rates; full fine-tuning near the author's, 7.6e-5 to 9.5e-5
-    if run.adapter == "full":
-        flags += ["--freeze", "0", "--lr", "8e-5"]
-    flags += ["--data"]
-    flags += [str(file) for file in files]
-    return flags + shlex.split(more)
-
-
-def folder_of(weights: str) -> Path:
-    """Where a model's weights are; random ones begin with nano's shape."""
-    if weights in SIZES:
-        folder = RUNS.parent / weights
-        if not (folder / "model.safetensors").is_file():
-            width = weights.removeprefix("nano-")
-            raise ValueError(f"{folder} is not there: make it with: python nano/make.py --width "
-                             f"{width} --out {folder}")
-        return folder
-    return fetch_model("nano" if weights == "random" else weights)
-
-
-def version_of_weights(weights: str) -> str:
-    """16 hex digits of the sha256 of a model's weights; random ones count as nano's."""
-    digest = hashlib.sha256()
-    for path in sorted(folder_of(weights).glob("model*.safetensors")):
-        with open(path, "rb") as file:
-            block = file.read(2**24)
-            while block:
-                digest.update(block)
-                block = file.read(2**24)
-    return digest.hexdigest()[:16]
-
-
-# ------------------------------------------------------------------------------------------ one run
-
-PROCESSES = set()  # of train.py, to be ended with this one
-
-
-def random_weights(folder: Path, seed: int) -> Path:
-    """nano's shape and tokenizer with fresh weights: what fine-tuning alone can do."""
-    nano = fetch_model("nano")
-    model = tinyrm.ModernBERT(tinyrm.read_config(nano)).init_weights(seed)
-    tinyrm.save(model, folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copyfile(nano / name, folder / name)
-    return folder
-
-
-def kept_model(run: Run) -> Path | None:
-    """Where a specialist stays that is to be merged; None for a run whose model goes."""
-    if run not in specialists(run.seed).values():
-        return None
-    return RUNS / run.key.replace(" ", "_")
-
-
-def specialists(seed: int) -> dict[str, Run]:
-    """{domain: run} of what is merged."""
-    runs = {}
-    for domain in measure.nano_domains():
-        for planned in merge_runs(domain, seed):
-            runs[domain] = planned.run
-    return runs
-
-
-def call_train(script: list, flags: list, threads: int):
-    """Run train.py, or the causal twin's, in a process of its own. ValueError with the end of what
-    it printed, if it fails. threads 0: as many as torch takes."""
-    environment = dict(os.environ)
-    if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    command = [str(word) for word in [sys.executable, *script, *flags]]
-    with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE) as process:
-        PROCESSES.add(process)
-        _, errors = process.communicate()
-        PROCESSES.discard(process)
-    if process.returncode:
-        raise ValueError(f"train.py {shlex.join(command[2:])}: {errors.strip()[-500:]}")
-
-
-def make(run: Run, flags: list[str], threads: int = 0) -> dict:
-    """One run of train.py, judged; returns its record."""
-    folder = RUNS / (run.key.replace(" ", "_") + ".part")
-    shutil.rmtree(folder, ignore_errors=True)  # of one that was killed here
-    folder.mkdir(parents=True)
-    try:
-        # the model that it begins with
-        if run.weights == "random":
-            base = random_weights(folder / "base", run.seed)
-        else:
-            base = folder_of(run.weights)
-        model = run.weights
-        if model == "random" or model in SIZES:  # which train.py does not know by name
-            model = base
-
-        script = [ROOT / "train.py"]
-        if measure.architecture_of(base) is measure.CAUSAL:
-            script = [ROOT / "experiments/causal.py", "train"]
-        call_train(script, [*flags, "--out", folder / "run", "--model", model], threads)
-
-        record = run._asdict()
-        record["flags"] = shlex.join(flags)
-        record["base"] = version_of_weights(run.weights)
-        record.update(measure.record_of(folder / "run", base))
-
-        kept = kept_model(run)
-        if kept is not None:
-            shutil.rmtree(kept, ignore_errors=True)
-            (folder / "run/model").rename(kept)
-        return record
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def merge(seed: int) -> dict | None:
-    """The record of one seed's specialists as one model, or None while one of them is missing."""
-    folders = {domain: kept_model(run) for domain, run in specialists(seed).items()}
-    if not all(folder.is_dir() for folder in folders.values()):
-        return None
-    tests, prompts = {}, {}
-    for domain in folders:
-        tests[domain] = measure.test_pairs(domain)
-        train_pairs = load_pairs([measure.NANO / f"pairs/{domain}.train.jsonl"])
-        prompts[domain] = [pair.prompt for pair in train_pairs]
-
-    record = {"weights": "nano", "seed": seed, "base": version_of_weights("nano")}
-    record.update(measure.merged(folders, 1, tests, prompts))
-    return record
-
-
-# ------------------------------------------------------------------------ all runs that are missing
-
-
-class Store:
-    """The records of a model, by name, and the file that has them."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.records = {}
-        if path.exists():
-            self.records = read_json(path)
-
-    def keep(self, name: str, record: dict):
-        """Add a record and write the file anew: whole, or not at all."""
-        self.records[name] = record
-        lines = []
-        for key, value in self.records.items():
-            lines.append(f"{json.dumps(key)}: {json.dumps(value)}")
-        text = ",\n".join(lines)
-        with replacing(self.path) as temporary:
-            temporary.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
-
-
-def merge_name(seed: int) -> str:
-    return f"merge seed-{seed}"
-
-
-def missing_runs(runs: list[Run], merge_seeds: list[int], records: dict) -> list[Run]:
-    """The runs without a record, and those whose model is needed for a merge and is gone."""
-    needed_again = set()
-    for seed in merge_seeds:
-        if merge_name(seed) not in records:
-            for run in specialists(seed).values():
-                if not kept_model(run).is_dir():
-                    needed_again.add(run)
-    return [run for run in runs if run.key not in records or run in needed_again]
-
-
-def merge_what_is_there(merge_seeds: list[int], store: Store):
-    for seed in merge_seeds:
-        name = merge_name(seed)
-        if name in store.records:
+def chosen_rates(records: dict[str, dict], trials: list[Job]) -> dict[str, float]:
+    """{method: rate} with the highest mean accuracy over the domains and seeds of the trials; of
+    equal ones the lower. A method of which a trial is missing has none yet."""
+    totals = {}  # method -> rate -> sum of accuracies: each rate has as many
+    unfinished = set()
+    for job in trials:
+        method = method_of(job.cell)
+        if job.key not in records:
+            unfinished.add(method)
             continue
-        record = merge(seed)
-        if record is not None:
-            store.keep(name, record)
-            print(name, flush=True)
+        of_method = totals.setdefault(method, {})
+        of_method.setdefault(job.rate, 0.0)
+        of_method[job.rate] += records[job.key]["accuracy"][job.cell.domain]
+
+    chosen = {}
+    for method, by_rate in totals.items():
+        if method not in unfinished:
+            # rounded: sums of the same accuracies in another order are equal
+            chosen[method] = max(sorted(by_rate), key=lambda rate: round(by_rate[rate], 6))
+    return chosen
 
 
-def make_missing(runs: list[Run], merge_seeds: list[int], store: Store,
-                 flags_of: Callable[[Run], list[str]], jobs: int = 1, most: int = 0):
-    """Make what is missing of `runs` (at most so many of them, if `most` is not 0), and of the
-    seeds in `merge_seeds` what needs their models. Each record is stored when it is there."""
-    waiting = missing_runs(runs, merge_seeds, store.records)
-    if most:
-        waiting = waiting[:most]
-    threads = 1 if jobs > 1 else 0
+# --------------------------------------------------------------------------------------- the grid
 
-    pool = ThreadPoolExecutor(jobs)  # each thread waits for a process of its own
-    try:
-        run_of = {}
-        for run in waiting:
-            run_of[pool.submit(make, run, flags_of(run), threads)] = run
-        merge_what_is_there(merge_seeds, store)
 
-        for number, future in enumerate(as_completed(run_of), 1):
-            run, record = run_of[future], future.result()
-            store.keep(run.key, record)
-            accuracies = [f"{name} {value:.3f}" for name, value in record["test"].items()]
-            print(f"{number} of {len(waiting)}: {run.key}: {', '.join(accuracies)}", flush=True)
-            merge_what_is_there(merge_seeds, store)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in list(PROCESSES):  # none, unless this was interrupted
-            process.kill()
-        pool.shutdown()
+def jobs_of(compared: list[Comparison], seeds: int, rates: dict[str, float]) -> list[Job]:
+    """The runs that comparisons need, each once: seed by seed, so that all of them grow alike."""
+    jobs = {}
+    most = max(comparison.seeds for comparison in compared)
+    for seed in range(1, min(most, seeds) + 1):
+        for comparison in compared:
+            if seed > comparison.seeds:
+                continue
+            for one_side in (comparison.a, comparison.b):
+                for cell in one_side.cells.values():
+                    rate = rates.get(method_of(cell), 0.0)
+                    is_usual = cell == Cell(cell.model, cell.domain, max(BUDGETS))
+                    job = Job(cell, seed, rate, "test", everywhere=is_usual)
+                    jobs.setdefault(job.key, job)
+    return list(jobs.values())
+
+
+# ------------------------------------------------------------------------- making what is missing
+
+
+def read_records(model: str, files: tuple[str, ...], only_look: bool = False) -> dict[str, dict]:
+    """The records of a model by their names; those of other weights or other pairs are left out and
+    counted. A last line that was cut by a kill is dropped. Only to look at them, no weights are
+    fetched or asked for."""
+    path = RECORDS / f"{Path(model).name}.jsonl"
+    if not path.exists():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    whole = text[:text.rfind("\n") + 1]
+    if whole != text:
+        os.truncate(path, len(whole.encode()))  # the next record begins a new line
+
+    base = None
+    if only_look and not is_here(model):
+        print(f"{path.name}: the weights are not here to hold the records against",
+              file=sys.stderr)
+    else:
+        base = version_of(folder_of(model))
+    pairs = list(data_of(model, files))
+
+    records, strange = {}, 0
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            record = json.loads(line)
+            key = key_of(record)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}, line {number}: no record ({error!r}): take the line out") \
+                from None
+        if record["data"] != pairs or base not in (None, record["base"]):
+            strange += 1
+            continue
+        records[key] = record
+    if strange:
+        print(f"{path.name}: {strange} records are of other weights or pairs than these: left out",
+              file=sys.stderr)
+    return records
+
+
+def is_here(model: str) -> bool:
+    """Whether a model's weights are in a folder (those of the Hub need not be in its cache)."""
+    made = ROOT / "runs" / model
+    return model == "random" or made.is_dir() or Path(MODEL_NAMES.get(model, model)).is_dir()
+
+
+def keep(record: dict) -> None:
+    RECORDS.mkdir(exist_ok=True)
+    name = Path(record["model"]).name
+    with open(RECORDS / f"{name}.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+class Task(NamedTuple):
+    """What a worker is handed."""
+
+    job: Job | MergeJob
+    files: tuple[str, ...]
+
+
+def make(task: Task) -> dict:
+    job = task.job
+    if isinstance(job, MergeJob):
+        return merge.record(job.model, job.seed, job.rate, task.files)
+    return fit.run(job.cell, job.seed, job.rate, job.part, task.files, job.everywhere)
+
+
+def one_thread() -> None:
+    """A worker's results do not depend on how many there are; Ctrl-C is the parent's."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def make_missing(jobs: list[Job] | list[MergeJob], records: dict[str, dict],
+                 files: tuple[str, ...], workers: int, most: int) -> int:
+    """Make the runs without a record, at most so many, each kept the moment it is there; returns
+    how many were made."""
+    waiting = [job for job in jobs if job.key not in records]
+    waiting = waiting[:most]
+    if not waiting:
+        return 0
+    tasks = [Task(job, files) for job in waiting]
+    with multiprocessing.get_context("spawn").Pool(workers, one_thread) as pool:
+        for number, record in enumerate(pool.imap_unordered(make, tasks), 1):
+            keep(record)
+            records[key_of(record)] = record
+            print(f"{number} of {len(waiting)}: {key_of(record)}{result_of(record)}", flush=True)
+    return len(waiting)
+
+
+def result_of(record: dict) -> str:
+    """The accuracies of a record in words."""
+    accuracies = record["routed"] if record["part"] == "merge" else record["accuracy"]
+    return "".join(f"  {domain} {value:.3f}" for domain, value in accuracies.items())
 
 
 # --------------------------------------------------------------------------------------- the tables
 
 
-def values(records: dict, test: str, **fields) -> dict[int, float]:
-    """{seed: number} of the records with these fields: the accuracy on the domain `test`, or
-    another number of the record, such as "train" and "before"."""
-    found = {}
-    for record in records.values():
-        if any(record.get(name) != value for name, value in fields.items()):
-            continue
-        accuracies = record.get("test", {})
-        found[record["seed"]] = accuracies[test] if test in accuracies else record[test]
-    return found
+class Outcome(NamedTuple):
+    """One side of a comparison, over its seeds."""
+
+    by_domain: dict[str, dict[int, float]]  # domain -> seed -> accuracy
+    budget: tuple[int, float]  # pairs of a domain, passes
+    steps: float  # on average
+    tokens: float
+    rates: tuple[float, ...]
+
+    def means(self) -> dict[int, float]:
+        """{seed: mean over the domains}, of the seeds that all domains have."""
+        domains = list(self.by_domain)
+        seeds = set.intersection(*[set(self.by_domain[domain]) for domain in domains])
+        means = {}
+        for seed in sorted(seeds):
+            means[seed] = sum(self.by_domain[domain][seed] for domain in domains) / len(domains)
+        return means
 
 
-def cell(numbers: dict[int, float]) -> str:
-    """0.953 +- 0.020 (3): mean, half a 95 % interval, and how many seeds."""
-    mean, half, n = measure.interval(numbers.values())
-    if n == 0:
-        return "-"
-    if n == 1:
-        return f"{mean:.3f} (1)"
-    return f"{mean:.3f} +- {half:.3f} ({n})"
+def outcome(one_side: Side, seeds: int, records: dict[str, dict],
+            rates: dict[str, float]) -> Outcome:
+    """What the runs of a side gave, of the promised seeds. ValueError if their budgets differ."""
+    by_domain, budgets, taken = {}, set(), set()
+    steps, tokens = [], []
+    for domain, cell in one_side.cells.items():
+        by_domain[domain] = {}
+        rate = rates.get(method_of(cell), 0.0)
+        for seed in range(1, seeds + 1):
+            record = records.get(Job(cell, seed, rate, "test").key)
+            if record is None:
+                continue
+            by_domain[domain][seed] = record["accuracy"][domain]
+            budgets.add((record["pairs"], record["passes"]))
+            taken.add(record["rate"])
+            steps.append(record["steps"])
+            tokens.append(record["tokens"])
+    if len(budgets) > 1:
+        raise ValueError(f"runs of one side have different budgets, pairs and passes {budgets}: "
+                         f"{next(iter(one_side.cells.values()))}")
+    n = max(1, len(steps))
+    budget = budgets.pop() if budgets else (0, 0.0)
+    return Outcome(by_domain, budget, sum(steps) / n, sum(tokens) / n, tuple(sorted(taken)))
 
 
-def table(title: str, columns: Iterable, rows: dict[str, list[str]]):
-    names = [str(column) for column in columns]
-    print(f"\n| {title} | " + " | ".join(names) + " |")
-    print("|---" * (len(names) + 1) + "|")
-    for name, cells in rows.items():
-        print(f"| {name} | " + " | ".join(cells) + " |")
+class Line(NamedTuple):
+    """A line of the table of verdicts."""
+
+    comparison: Comparison
+    a: Outcome
+    b: Outcome
+    effect: stats.Effect
 
 
-def show(records: dict, model: str):
-    """All tables: means over seeds, +- t s / sqrt(n), in brackets n; where n is 1, no interval."""
-    print(f"{model}: mean over seeds +- half a 95 % interval, t s / sqrt(n), with n in brackets; "
-          "it is of seeds, the pairs of the test are always the same")
-    runs = {key: record for key, record in records.items() if "test" in record}
-    accuracies = partial(values, runs)  # accuracies(test, field=value, ...)
-    if model not in NANOS:
-        show_own_pairs(accuracies, model, domains_of(runs))
+def decide(compared: list[Comparison], records: dict[str, dict],
+           rates: dict[str, float]) -> list[Line]:
+    """The verdicts of a family of comparisons. ValueError where two sides differ in pairs or
+    passes: that is no contrast."""
+    sides, effects, seeds = {}, {}, {}
+    for i, comparison in enumerate(compared):
+        a = outcome(comparison.a, comparison.seeds, records, rates)
+        b = outcome(comparison.b, comparison.seeds, records, rates)
+        if a.budget != b.budget and a.means() and b.means():
+            raise ValueError(f"{comparison.name} on {comparison.model}: pairs and passes are "
+                             f"{a.budget} on one side and {b.budget} on the other")
+        sides[i] = (a, b)
+        effects[i] = stats.effect(a.means(), b.means())
+        seeds[i] = comparison.seeds
+    judged = stats.verdicts(effects, seeds)
+    return [Line(comparison, *sides[i], judged[i]) for i, comparison in enumerate(compared)]
+
+
+def mean_of(values: Iterable[float]) -> str:
+    found = stats.interval(values)
+    return f"{found.mean:.3f}" if found.n else "-"
+
+
+def show(lines: list[Line], title: str) -> None:
+    """The table of verdicts; lines without a run of both sides are counted, not shown."""
+    there = [line for line in lines if line.effect.n]
+    print(f"\n**{title}**: {len(there)} of {len(lines)} contrasts have runs. A - B is the mean "
+          "over domains and seeds, with its 95 % interval; p is Student's; the verdict is "
+          f"corrected for all {len(lines)} (Holm)\n")
+    if not there:
         return
-    accuracies = partial(accuracies, head="cloze", context="pair")
-    domains = domains_of(runs)
-    show_claims(partial(accuracies, weights=model), domains)
-    show_domains(accuracies, model)
-    show_freeze(partial(accuracies, weights=model))
-    points = size_points(runs)
-    show_sizes(accuracies, points)
-    show_twin_and_contexts(accuracies, model)
-    show_merges([record for record in records.values() if "alone" in record])
-    show_trends(runs, model, domains, points)
+    print("| A against B | model | pairs | A | B | A - B | n | p | verdict | by domain "
+          "| passes, steps, tokens, rate of A | of B |")
+    print("|---" * 12 + "|")
+    for line in there:
+        print("| " + " | ".join(cells_of(line)) + " |")
 
 
-def domains_of(runs: dict) -> list[str]:
-    names = dict.fromkeys(record["domain"] for record in runs.values())
-    return [name for name in names if name != "all"]
+def cells_of(line: Line) -> list[str]:
+    comparison, found = line.comparison, line.effect
+    a, b = line.a.means(), line.b.means()
+    shared = sorted(a.keys() & b.keys())  # the seeds of A - B
+    by_domain = []
+    for domain in line.a.by_domain:
+        difference = stats.effect(line.a.by_domain[domain], line.b.by_domain[domain])
+        by_domain.append(f"{domain} {difference.mean:+.3f}")
+    return [
+        comparison.name,
+        comparison.model,
+        f"{comparison.pairs:,}",
+        mean_of(a[seed] for seed in shared),
+        mean_of(b[seed] for seed in shared),
+        f"{found.mean:+.3f} ± {found.half:.3f}",
+        str(found.n),
+        f"{found.p:.2g}",
+        found.verdict,
+        ", ".join(by_domain),
+        cost(line.a),
+        cost(line.b),
+    ]
 
 
-def show_own_pairs(accuracies, model, domains):
-    rows = {}
-    for head, adapter in METHODS:
-        rows[f"{head} {adapter}"] = [
-            cell(accuracies(d, weights=model, domain=d, head=head, context="pair", adapter=adapter))
-            for d in domains]
-    rows["cloze full, context single"] = [
-        cell(accuracies(d, weights=model, domain=d, head="cloze", context="single"))
-        for d in domains]
-    table("held-out pairs", domains, rows)
+def cost(one: Outcome) -> str:
+    rates = ", ".join(f"{rate:g}" for rate in one.rates)
+    return f"{one.budget[1]:g}, {one.steps:.0f}, {one.tokens:,.0f}, {rates}"
 
 
-def show_claims(accuracies, domains):
-    """The methods on fewer and fewer pairs."""
-    for d in domains:
-        rows = {}
-        for head, adapter in METHODS:
-            method = dict(domain=d, head=head, adapter=adapter, freeze=usual_freeze(adapter))
-            cells = [cell(accuracies(d, pairs=pairs, **method)) for pairs in BUDGETS]
-            cells.append(cell(accuracies("train", pairs=1000, **method)))
-            rows[f"{head} {adapter}"] = cells
-        table(f"{d}, unseen words", [*BUDGETS, "trained pairs, of 1000"], rows)
+def show_elsewhere(models: list[str], domains: list[str], records: dict[str, dict],
+                   rates: dict[str, float]) -> None:
+    """What specialists of the usual cell are worth on the other domains."""
+    pairs = max(BUDGETS)
+    print(f"\n**specialists elsewhere**: trained on {pairs:,} pairs of the domain on the left, "
+          "mean ± half a 95 % interval over seeds\n")
+    print("| model | trained on | seeds | " + " | ".join(data.DOMAINS) + " |")
+    print("|---" * (3 + len(data.DOMAINS)) + "|")
+    for model in models:
+        for domain in domains:
+            cell = Cell(model, domain, pairs)
+            rate = rates.get(method_of(cell), 0.0)
+            keys = [Job(cell, seed, rate, "test").key for seed in range(1, 13)]
+            there = [records[key]["accuracy"] for key in keys if key in records]
+            if not there:
+                continue
+            words = [model, domain, str(len(there))]
+            for other in data.DOMAINS:
+                found = stats.interval(accuracy[other] for accuracy in there)
+                words.append(f"{found.mean:.3f} ± {found.half:.3f}")
+            print("| " + " | ".join(words) + " |")
 
 
-def usual(adapter: str) -> dict:
-    """The fields of a run as nano's recipe has it."""
-    return {"adapter": adapter, "freeze": usual_freeze(adapter), "pairs": 1000}
+def show_merges(jobs: list[MergeJob], records: dict[str, dict]) -> None:
+    """Specialists as one model, a line for each way."""
+    model = jobs[0].model
+    merges = [records[job.key] for job in jobs if job.key in records]
+    print(f"\n**merge** on {model}: {len(merges)} of {MERGE_SEEDS} seeds, mean ± half a 95 % "
+          "interval\n")
+    if not merges:
+        return
+
+    ways = {"each specialist on its own": [record["alone"] for record in merges]}
+    for i, scale in enumerate(merge.LAMBDAS):
+        ways[f"base + {scale:.2f} of all changes"] = [record["added"][i][1] for record in merges]
+    ways["shared trunk, routed by the prompt"] = [record["routed"] for record in merges]
+    ways["the router alone, right"] = [record["router"] for record in merges]
+
+    print("| | " + " | ".join(data.DOMAINS) + " |")
+    print("|---" * (1 + len(data.DOMAINS)) + "|")
+    for way, results in ways.items():
+        cells = []
+        for domain in data.DOMAINS:
+            found = stats.interval(result[domain] for result in results)
+            cells.append(f"{found.mean:.3f} ± {found.half:.3f}")
+        print(f"| {way} | " + " | ".join(cells) + " |")
+    print(f"\nparameters {merges[0]['parameters']}, FLOPs a pair {merges[0]['FLOPs a pair']}")
 
 
-def show_domains(accuracies, model):
-    """Specialists on their own and on the other domains, the generalist, random weights."""
-    tests = measure.nano_domains()
-    rows = {"before": [cell(accuracies("before", weights=model, domain=test, **usual("dora")))
-                       for test in tests]}
-    for adapter in ("dora", "full"):
-        for d in tests:
-            rows[f"{d}, {adapter}"] = [
-                cell(accuracies(test, weights=model, domain=d, **usual(adapter)))
-                for test in tests]
-    rows["all at once, dora"] = [cell(accuracies(test, weights=model, domain="all"))
-                                 for test in tests]
-    rows["random weights, full, each on its own"] = [
-        cell(accuracies(test, weights="random", domain=test)) for test in tests]
-    table("trained on (down), tested on (across)", tests, rows)
+def show_rates(rates: dict[str, float]) -> None:
+    print(f"\n**rates**, chosen with {RATE_PAIRS} pairs on the choosing words\n")
+    for method, rate in sorted(rates.items()):
+        print(f"- {method}: {rate:g}")
 
 
-def show_freeze(accuracies):
-    rows = {}
-    for d in ("reasoning", "safety"):
-        for adapter in ("dora", "full"):
-            rows[f"{d}, {adapter}"] = [
-                cell(accuracies(d, domain=d, adapter=adapter, freeze=freeze, pairs=1000))
-                for freeze in range(4)]
-    table("frozen layers", range(4), rows)
+ROW_TOKENS = 900  # assumed of the paper's pairs, both responses and the prompt
+# Layers, width and inner width of the models that the plan may be asked about without their files.
+BASE, LARGE = (22, 768, 1152), (28, 1024, 2624)
+SHAPES = {
+    "base": BASE, "large": LARGE, "large-instruct": LARGE, "random-large": LARGE,
+    "ettin-17m": (7, 256, 384), "ettin-32m": (10, 384, 576), "ettin-68m": (19, 512, 768),
+    "ettin-150m": BASE, "ettin-400m": LARGE, "ettin-1b": (28, 1792, 3840),
+}
+H200 = 0.3 * 790e12  # FLOPs a second, at the 30 % of the product rate that training is expected at
 
 
-class Point(NamedTuple):
-    """A run in a power law."""
-
-    x: float  # pairs, or parameters
-    record: dict
-    domain: str
+def shape_of(model: str) -> str:
+    """The name in SHAPES: a decoder of Ettin's has the shape of its encoder."""
+    return model.replace("ettin-decoder-", "ettin-")
 
 
-def size_points(runs: dict) -> dict[str, list[Point]]:
-    """{domain: points} of nano and the narrower ones, against their parameters without adapter."""
-    points = {domain: [] for domain in measure.nano_domains()}
-    for key, record in runs.items():
-        weights, domain = record["weights"], record["domain"]
-        if weights not in (*SIZES, "nano") or domain not in points:
-            continue
-        if key == Run(weights, domain, seed=record["seed"]).key:
-            parameters = record["parameters"] - record["trainable"]
-            points[domain].append(Point(parameters, record, domain))
-    return points
+def training_flops(cell: Cell) -> float:
+    """Of a run: three forward passes' worth for each row of each pass (what freezing saves is left
+    out), and one for each row of the test. Two FLOPs for a multiply-add, products alone."""
+    layers, width, inner = SHAPES[shape_of(cell.model)]
+    of_token = 2 * layers * (4 * width * width + 3 * width * inner)
+    domains = len(data.DOMAINS) if cell.domain == "all" else 1
+    trained = 2 * domains * cell.pairs * PASSES[cell.pairs]
+    judged = 2 * domains * fit.TEST
+    return (3 * trained + judged) * ROW_TOKENS * of_token
 
 
-def show_sizes(accuracies, points):
-    parameters = {}
-    for point in points["chat"]:
-        parameters[point.record["weights"]] = point.x
-    names = (*SIZES, "nano")
-    columns = []
-    for name in names:
-        columns.append(f"{name} ({parameters[name]:,})" if name in parameters else name)
-
-    rows = {}
-    for d in points:
-        rows[f"{d}, cloze dora"] = [cell(accuracies(d, weights=name, domain=d, **usual("dora")))
-                                    for name in names]
-    table("encoder (parameters)", columns, rows)
-
-
-def show_twin_and_contexts(accuracies, model):
-    tests = measure.nano_domains()
-    rows = {}
-    for name in ("nano", "nano-causal"):
-        for adapter in ("dora", "full"):
-            rows[f"{name}, {adapter}"] = [
-                cell(accuracies(d, weights=name, domain=d, **usual(adapter))) for d in tests]
-    for context in ("pair", "single"):
-        full = dict(weights=model, context=context, **usual("full"))
-        rows[f"context {context}, full"] = [cell(accuracies(d, domain=d, **full)) for d in tests]
-        rows[f"context {context}, full, judged in the other"] = [
-            cell(accuracies("other context", domain=d, **full)) for d in tests]
-    table("encoder or causal twin; one context or two", tests, rows)
-
-
-def show_merges(merges):
-    """Specialists as one model."""
-    tests = measure.nano_domains()
-
-    def cells(pick):
-        """A cell for each domain, of the {domain: number} that `pick` takes from a record."""
-        return [cell({record["seed"]: pick(record)[d] for record in merges}) for d in tests]
-
-    rows = {"each on its own": cells(lambda record: record["alone"])}
-    for number, scale in enumerate(measure.LAMBDAS):
-        name = f"base + {scale:.2f} of all changes"
-        rows[name] = cells(lambda record, number=number: record["added"][number][1])
-    rows["shared trunk, routed by the prompt"] = cells(lambda record: record["routed"])
-    rows["router alone, right"] = cells(lambda record: record["router"])
-    table("specialists as one model", tests, rows)
-
-    if merges:
-        first = merges[0]
-        flops = {name: f"{value:.3g}" for name, value in first["FLOPs a pair"].items()}
-        print("\nparameters:", first["parameters"], "\nFLOPs a pair:", flops)
-
-
-def show_trends(runs, model, domains, points):
-    """How the error falls with the pairs, and with the size of the encoder."""
-    rows = {}
-    for d in domains:
-        for head, adapter in MAIN_METHODS:
-            wanted = {"weights": model, "domain": d, "head": head, "context": "pair",
-                      "adapter": adapter, "freeze": usual_freeze(adapter)}
-            found = []
-            for record in runs.values():
-                if all(record[name] == value for name, value in wanted.items()):
-                    found.append(Point(record["pairs"], record, d))
-            rows[f"{d}, {head} {adapter}"] = [trend(found)]
-    table("error = a pairs^-b (no floor)", ["b [95 %] (points)"], rows)
-
-    rows = {f"{d}, cloze dora": [trend(found)] for d, found in points.items()}
-    table("error = a parameters^-b (no floor)", ["b [95 %] (points)"], rows)
-
-
-def trend(points: list[Point]) -> str:
-    """The exponent of the power law of some points as a cell; an error of 0 counts as half a pair.
-    With one seed at each x there is no interval."""
-    x = [point.x for point in points]
-    errors = []
-    for point in points:
-        error = 1 - point.record["test"][point.domain]
-        errors.append(max(error, 0.5 / point.record["n"][point.domain]))
-    if len(set(x)) < 2:
-        return "not run yet"
-
-    law = measure.power_law(x, errors)
-    spread = ""
-    if not math.isnan(law["low"]):
-        spread = f" [{law['low']:.2f} {law['high']:.2f}]"
-    return f"{law['b']:.2f}{spread} ({len(x)})"
+def show_plan(title: str, jobs: list[Job], records: dict[str, dict]) -> None:
+    """--dry-run: how many runs, and what they cost on a GPU at the paper's scale."""
+    done = sum(job.key in records for job in jobs)
+    print(f"{title}: {len(jobs)} runs, {done} of them are there")
+    for model in sorted({job.cell.model for job in jobs}):
+        of_model = [job for job in jobs if job.cell.model == model]
+        line = f"  {model}: {len(of_model)} runs"
+        if shape_of(model) in SHAPES:
+            total = sum(training_flops(job.cell) for job in of_model)
+            line += (f", {total:.2g} FLOPs: {total / H200 / 3600:.1f} hours of one H200 at "
+                     f"{H200 / 1e12:.0f} TFLOP/s (by formula, not run here)")
+        print(line)
 
 
 # --------------------------------------------------------------------------------- the command line
-
-
-def of_these_weights(records: dict, model: str) -> dict:
-    """The records made with the weights that are here; the others are named and left out."""
-    versions = {}
-    for weights in {record["weights"] for record in records.values()}:
-        with contextlib.suppress(ValueError):  # not on this machine: taken as they are
-            versions[weights] = version_of_weights(weights)
-
-    fresh, old = {}, []
-    for key, record in records.items():
-        if versions.get(record["weights"], record["base"]) == record["base"]:
-            fresh[key] = record
-        else:
-            old.append(key)
-    if old:
-        print(f"{model}.json: {len(old)} of {len(records)} records are of other weights than those "
-              f"here and left out, such as {old[0]!r}", file=sys.stderr)
-    return fresh
-
-
-def check_records(runs: list[Run], store: Store, fresh: dict,
-                  flags_of: Callable[[Run], list[str]]):
-    """ValueError for records that were made with other flags or weights: they are not added to."""
-    for run in runs:
-        record = store.records.get(run.key)
-        if record is not None and record["flags"] != shlex.join(flags_of(run)):
-            raise ValueError(f"{store.path} has records of other flags, such as {run.key!r}: move "
-                             "it away")
-    if len(fresh) < len(store.records):
-        raise ValueError(f"{store.path} has records of other weights: move it away")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)}; default: all")
-    add("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    add("--jobs", type=int, default=1, help="runs at once; if more than 1, each on one thread")
+    names = ["rates", *GROUPS, "merge"]
+    add("groups", nargs="*", metavar="GROUP", help=f"{', '.join(names)}; default: all")
+    add("--model", nargs="+", default=ON_NANO, help="names as train.py takes them")
+    add("--domain", nargs="+", default=list(data.DOMAINS), choices=list(data.DOMAINS))
+    add("--data", nargs="+", default=[], help="files of pairs; default: nano's own, else the hub's")
+    add("--seeds", type=int, default=12, help="of the promised seeds the first so many")
+    add("--jobs", type=int, default=1, help="runs at once, each on one thread")
     add("--most", type=int, default=0, help="stop after so many runs; 0: all")
     add("--print", action="store_true", help="print the tables, run nothing")
-    add("--model", nargs="+", default=["nano"], help="names as train.py takes them")
-    add("--data", nargs="+", default=[], help="with another model: files of pairs")
-    add("--domain", nargs="+", default=list(data.DOMAINS), choices=list(data.DOMAINS))
-    add("--also", default="", help="more flags for train.py, with another model: '--epochs 3'")
+    add("--dry-run", action="store_true", help="print what would run and what it costs")
     flags = parser.parse_args(argv)
 
-    unknown = [group for group in flags.groups if group not in GROUPS]
+    unknown = [group for group in flags.groups if group not in names]
     if unknown:
-        raise ValueError(f"no group {', '.join(unknown)}: give {', '.join(GROUPS)}")
-    if flags.jobs < 1:
-        raise ValueError(f"--jobs {flags.jobs}: give 1 or more")
-    on_nano = flags.model == ["nano"]
-    if not flags.print and on_nano == bool(flags.data):
-        raise ValueError("--data goes with --model: nano has its own pairs, other models need "
-                         "yours, --data FILE.jsonl")
+        raise ValueError(f"no group {', '.join(unknown)}: give {', '.join(names)}")
+    for name, least in (("jobs", 1), ("seeds", 1), ("most", 0)):
+        if getattr(flags, name) < least:
+            raise ValueError(f"--{name} {getattr(flags, name)}: give {least} or more")
     if not flags.groups:
-        flags.groups = list(GROUPS)
+        flags.groups = names
+    strange = [model for model in flags.model if not is_nano(model) or model in NO_MERGE]
+    if "merge" in flags.groups and strange:
+        raise ValueError(f"merge: runs on nano's encoders, not on {', '.join(strange)}: merge runs "
+                         "of your own with the functions of experiments/merge.py")
     return flags
 
 
-def main(argv: list[str] | None = None):
+def methods_of(families: dict[str, list[Comparison]], merged: list[str]) -> dict[str, str]:
+    """{method: its model} of all that is compared and merged."""
+    methods = {}
+    for compared in families.values():
+        for comparison in compared:
+            for one_side in (comparison.a, comparison.b):
+                for cell in one_side.cells.values():
+                    methods[method_of(cell)] = cell.model
+    for model in merged:
+        methods[method_of(Cell(model, "", 0, **FULL))] = model
+    return methods
+
+
+def all_methods(models: list[str]) -> dict[str, str]:
+    """{method: its model} of every method on these models."""
+    methods = {}
+    for model in models:
+        for changes in METHODS:
+            methods[method_of(Cell(model, "", 0)._replace(**changes))] = model
+    return methods
+
+
+def main(argv: list[str] | None = None) -> None:
     flags = parse(argv)
-    if flags.jobs > 1:
-        torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    only_look = flags.print or flags.dry_run
+    files = tuple(flags.data)
 
-    points = []  # of all models
-    for model in flags.model:
-        store = Store(RECORDS / f"{Path(model).name}.json")
-        fresh = of_these_weights(store.records, store.path.stem)
-        runs = grid(flags.groups, flags.seeds, model, flags.domain)
-        if not flags.print:
-            flags_of = partial(train_flags, files=flags.data, more=flags.also)
-            check_records(runs, store, fresh, flags_of)
-            merge_seeds = []
-            if "merge" in flags.groups and model == "nano":
-                merge_seeds = flags.seeds
-            make_missing(runs, merge_seeds, store, flags_of, flags.jobs, flags.most)
-            fresh = store.records
+    # what is compared, and the rates that it needs
+    families = {}
+    for group in flags.groups:
+        if group in GROUPS:
+            families[group] = comparisons(group, flags.model, flags.domain)
+    merged = []
+    if "merge" in flags.groups:
+        merged = flags.model
+    methods = methods_of(families, merged)
+    if not methods:  # the rates alone were asked for
+        methods = all_methods(flags.model)
+    models = list(dict.fromkeys(methods.values()))
+    trials = rate_jobs(models, flags.domain, set(methods))
 
-        there = sum(run.key in fresh for run in runs)
-        print(f"\n{store.path.stem}: {there} of {len(runs)} runs are there")
-        show(fresh, model)
-        for record in fresh.values():
-            method = (record.get("head"), record.get("adapter"), record.get("context"))
-            if method == ("cloze", "dora", "pair"):
-                points.append(Point(record["parameters"], record, record["domain"]))
+    records = {}
+    for model in models:
+        if not only_look:
+            folder_of(model)  # what is missing is said now, not after hours
+        records.update(read_records(model, files, only_look))
 
-    if len(flags.model) > 1:  # the scaling of error with size
-        rows = {}
-        for domain in flags.domain:
-            rows[domain] = [trend([point for point in points if point.domain == domain])]
-        table("error = a parameters^-b, cloze dora", ["b [95 %] (points)"], rows)
+    # rates first: the other runs take what was chosen, and wait if --most ends here
+    left = sys.maxsize
+    if flags.most:
+        left = flags.most
+    if only_look:
+        left = 0
+    left -= make_missing(trials, records, files, flags.jobs, left)
+    rates = chosen_rates(records, trials)
+
+    if flags.dry_run:
+        show_plan("rates", trials, records)
+    for group, compared in families.items():
+        jobs = jobs_of(compared, flags.seeds, rates)
+        if flags.dry_run:
+            show_plan(group, jobs, records)
+            continue
+        left -= make_missing(jobs, records, files, flags.jobs, left)
+        show(decide(compared, records, rates), group)
+        if group == "claims":
+            show_elsewhere(flags.model, flags.domain, records, rates)
+    if flags.dry_run:
+        return
+
+    show_rates(rates)
+    for model in merged:
+        rate = rates.get(method_of(Cell(model, "", 0, **FULL)), 0.0)
+        jobs = [MergeJob(model, seed, rate) for seed in range(1, MERGE_SEEDS + 1)]
+        left -= make_missing(jobs[:flags.seeds], records, files, flags.jobs, left)
+        show_merges(jobs, records)
 
 
 if __name__ == "__main__":

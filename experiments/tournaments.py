@@ -31,7 +31,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import Item, Pair  # noqa: E402
 from evaluate import Judged, RewardModel, Tournament, play  # noqa: E402
-from experiments.measure import interval  # noqa: E402
+from experiments.stats import interval  # noqa: E402
 from infra.pairs import load_pairs  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent  # the checkout
 # Short names for --model. Anything else is a folder, or a repository on the Hub.
 MODEL_NAMES = {
     "nano": str(ROOT / "nano"),
+    "nano-instruct": str(ROOT / "nano/instruct"),
     "nano-causal": str(ROOT / "nano/causal"),
     "base": "answerdotai/ModernBERT-base",
     "large": "answerdotai/ModernBERT-large",
@@ -44,7 +45,7 @@ MODEL_LICENSES = {
     "jhu-clsp/ettin": "mit",
 }
 
-NANOS = ("nano", "nano-causal")  # the models whose pairs come with the checkout
+NANOS = ("nano", "nano-instruct", "nano-causal")  # the models whose pairs come with the checkout
 
 # The files of a model repository that are read here; others (ONNX, optimizer states) stay there.
 # By name: without a network the client wants every file in its cache that a pattern asks for.

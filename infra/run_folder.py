@@ -185,7 +185,7 @@ def new_record(settings: Any, hardware: Machine, model_folder: Path, pairs: Pair
         "source": pairs.note,
         "steps": steps,
         "train_pairs": len(pairs.train),
-        "fingerprint": fingerprint(pairs.train + pairs.held_out),
+        "fingerprint": fingerprint(pairs.train + pairs.held_out + pairs.test),
         "weights": f"{version_of(model_folder)}, config.json {config[:16]}",
         "trainable": sizes.trainable,
         "parameters": sizes.all,

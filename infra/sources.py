@@ -475,10 +475,11 @@ def pinned_commits(revision: Sequence[str], names: Sequence[str], domain: str) -
 
 
 class PairSets(NamedTuple):
-    """What a run trains on, and what it is judged by on the way."""
+    """What a run trains on, and what it is judged by."""
 
     train: list[Pair]
-    held_out: list[Pair]
+    held_out: list[Pair]  # on the way; rates and passes may be chosen by them
+    test: list[Pair]  # before and after; the held-out pairs themselves, if there are no others
     note: str  # where they come from, in words
     commits: dict[str, str]  # of the repositories that were read
 
@@ -494,9 +495,9 @@ def load_sets(
     """The pairs that --data names: ["nano"], ["hub"], ["hub:author"], or files of pairs and data
     sets on the Hub.
 
-    nano brings its own test pairs. Any other source is split by prompt (`split` in infra/pairs.py
-    says how); a benchmark is never used to choose anything. With a limit, so many of the training
-    pairs are drawn by the seed. `revision`: values of --revision.
+    nano brings pairs to choose by and test pairs of its own. Any other source is split by prompt
+    (`split` in infra/pairs.py says how); a benchmark is never used to choose anything. With a
+    limit, so many of the training pairs are drawn by the seed. `revision`: values of --revision.
     """
     names = list(names)
     check_names(names)
@@ -541,32 +542,35 @@ def load_and_split(
     share = f"{held_out:g}"
     if held_out < 0:
         share = f"{HELD_OUT_SHARE:g}, at most {HELD_OUT_MOST},"
+    kept_back = [pairs[index] for index in sides.held_out]
     return PairSets(
         train=[pairs[index] for index in sides.train],
-        held_out=[pairs[index] for index in sides.held_out],
+        held_out=kept_back,
+        test=kept_back,
         note=f"{note}; {share} held out, by prompt",
         commits=read,
     )
 
 
 def load_nano(domain: str) -> PairSets:
-    """The micro-world's pairs of a domain; of "all" those of every domain that it has."""
+    """The micro-world's pairs of a domain; of "all" those of every domain that it has. Each of the
+    three sets is about words that the others do not have."""
     names = [domain]
     if domain == "all":
         names = list(data.DOMAINS)
 
-    train, test = [], []
+    sets = PairSets([], [], [], "nano/pairs; no word of the test is in another set", commits={})
     for name in names:
-        train_file = NANO_PAIRS / f"{name}.train.jsonl"
-        test_file = NANO_PAIRS / f"{name}.test.jsonl"
-        if train_file.is_file() and test_file.is_file():
-            train += load_pairs([train_file], name)
-            test += load_pairs([test_file], name)
+        files = [NANO_PAIRS / f"{name}.{part}.jsonl" for part in ("train", "choose", "test")]
+        if all(file.is_file() for file in files):
+            train, held_out, test = [load_pairs([file], name) for file in files]
+            sets.train.extend(train)
+            sets.held_out.extend(held_out)
+            sets.test.extend(test)
 
-    if not train:
+    if not sets.train:
         raise ValueError(
-            f"--data nano: {NANO_PAIRS} has no {domain}.train.jsonl and {domain}.test.jsonl: "
-            "give files of pairs"
+            f"--data nano: {NANO_PAIRS} has no {domain}.train.jsonl, {domain}.choose.jsonl and "
+            f"{domain}.test.jsonl: give files of pairs"
         )
-    note = "nano/pairs, judged on its test pairs, whose words no training pair has"
-    return PairSets(train, test, note, commits={})
+    return sets

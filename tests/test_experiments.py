@@ -1,15 +1,18 @@
-"""The experiments: nothing is run twice, a shared trunk is its specialists, intervals and exponents
-come out as known, tables say what is there and what is not.
+"""The experiments: verdicts know how many contrasts there are, both sides of a contrast have the
+same budget, no rate is chosen on the test, nothing is run twice, a shared trunk is its specialists.
 
     python -m pytest tests/test_experiments.py
 """
 
-import hashlib
-import io
+import itertools
 import json
 import math
+import random
+import runpy
 import shutil
-from contextlib import redirect_stdout
+import sys
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,415 +21,708 @@ import torch
 
 import data
 import tinyrm
-from evaluate import Judged
-from experiments import measure, run
-from experiments.causal import CausalModernBERT
-from infra.pairs import load_pairs
-from tinyrm import read_json
+from experiments import fit, measure, merge, run, stats
+from experiments.causal import CausalModernBERT, CausalPromptFormat
+from experiments.fit import Cell
+from experiments.stats import Effect
+from infra.hub import ROOT, version_of
 
 DOMAINS = ("reasoning", "safety", "chat")
-FULL_GRID = run.grid(run.GROUPS, [1, 2, 3])
-
-# --- the grid --------------------------------------------------------------------------------
-
-
-def test_the_whole_grid_has_213_runs():
-    assert len(FULL_GRID) == 213
-
-
-def test_every_run_has_a_name_of_its_own():
-    assert len({one.key for one in FULL_GRID}) == len(FULL_GRID)
-
-
-def test_every_run_has_flags_of_its_own():
-    flags = {(one.weights, *run.train_flags(one)) for one in FULL_GRID}
-    assert len(flags) == len(FULL_GRID)
-
-
-def test_the_name_of_a_run_says_what_it_is():
-    one = run.Run("runs/x/ettin-17m", "chat", "cls", "single", "full", None, 0, 4)
-    assert one.key == "ettin-17m chat cls single full freeze-recipe pairs-all seed-4"
-
-
-def test_the_flags_of_a_run_on_fewer_pairs_make_more_passes():
-    one = run.Run("nano", "safety", pairs=100, seed=2)
-    # 8 passes over 1000 pairs; sqrt(1000 / 100) = 3.162 times as many
-    assert " ".join(run.train_flags(one)) == (
-        "--domain safety --head cloze --context pair --adapter dora --seed 2 --limit 100 "
-        "--data nano --device cpu --epochs 25.3 --freeze 1 --rank 16 --alpha 16 --lr 5e-3")
-
-
-def test_the_flags_of_another_model_take_your_files_and_more_flags():
-    one = run.Run("ettin-17m", "chat", adapter="full", freeze=None, pairs=0)
-    assert " ".join(run.train_flags(one, ["a.jsonl", "b.jsonl"], "--epochs 3")) == (
-        "--domain chat --head cloze --context pair --adapter full --seed 1 "
-        "--freeze 0 --lr 8e-5 --data a.jsonl b.jsonl --epochs 3")
-
-
-def test_the_first_seed_of_what_matters_most_comes_first():
-    first = FULL_GRID[:25]
-    assert all(one.seed == 1 for one in first)
-    assert all(one.pairs in (1000, 3000) for one in first)
-    assert {one.weights for one in first} == {"nano", "random", "nano-causal"}
-    assert {one.context for one in first} == {"pair", "single"}
-
-
-def test_runs_on_fewer_pairs_come_after_those_on_all():
-    fewer = [one.pairs < 1000 for one in FULL_GRID if one.weights not in run.SIZES]
-    assert fewer == sorted(fewer)
-
-
-def test_the_records_that_are_shipped_are_those_of_the_grid():
-    records = read_json(run.RECORDS / "nano.json")
-    for one in FULL_GRID:
-        assert records[one.key]["flags"] == " ".join(run.train_flags(one)), one.key
-    names = {one.key for one in FULL_GRID} | {run.merge_name(seed) for seed in (1, 2, 3)}
-    assert set(records) == names
-
-
-# --- what is made, and what is not made again ------------------------------------------------
-
-
-class Bench(NamedTuple):
-    """An empty place for records, where runs are not trained."""
-
-    path: object  # of nano.json
-    made: list  # the names of the runs that were made
-
-    def records(self):
-        return json.loads(self.path.read_text())
-
-
-@pytest.fixture
-def bench(tmp_path, monkeypatch):
-    """`make` is quick here: it leaves an empty folder where a model would stay."""
-    made = []
-
-    def make(one, flags, threads):
-        made.append(one.key)
-        kept = run.kept_model(one)
-        if kept is not None:
-            kept.mkdir(parents=True)
-        return {
-            **one._asdict(),
-            "flags": " ".join(flags),
-            "base": run.version_of_weights("nano"),
-            "test": dict.fromkeys(DOMAINS, 0.5 + one.seed / 10),
-            "n": dict.fromkeys(DOMAINS, 400),
-            "train": 1.0,
-            "before": 0.5,
-            "parameters": 10,
-            "trainable": 5,
-            "other context": 0.5,
-        }
-
-    monkeypatch.setattr(run, "RECORDS", tmp_path)
-    monkeypatch.setattr(run, "RUNS", tmp_path / "kept")
-    monkeypatch.setattr(run, "make", make)
-    monkeypatch.setattr(run, "merge", lambda seed: None)
-    return Bench(tmp_path / "nano.json", made)
-
-
-def test_most_ends_after_so_many_runs(bench):
-    run.main(["claims", "--seeds", "1", "--most", "3"])
-    assert len(bench.made) == len(bench.records()) == 3
-
-
-def test_what_has_a_record_is_not_made_again(bench):
-    run.main(["claims", "--seeds", "1", "--most", "3"])
-    run.main(["claims", "--seeds", "1"])
-    names = [one.key for one in run.grid(["claims"], [1])]
-    assert sorted(bench.made) == sorted(names) == sorted(bench.records())
-
-
-def test_two_jobs_at_once_make_the_same_records(bench):
-    run.main(["claims", "--seeds", "1", "--jobs", "2"])
-    names = [one.key for one in run.grid(["claims"], [1])]
-    assert sorted(bench.records()) == sorted(names)
-
-
-def test_an_error_leaves_what_was_finished_and_the_next_start_goes_on(bench, monkeypatch):
-    make = run.make
-
-    def make_that_fails(one, flags, threads):
-        if len(bench.made) == 2:
-            raise ValueError("no room")
-        return make(one, flags, threads)
-
-    monkeypatch.setattr(run, "make", make_that_fails)
-    with pytest.raises(ValueError, match="no room"):
-        run.main(["context", "--seeds", "1"])
-    assert len(bench.records()) == 2
-
-    monkeypatch.setattr(run, "make", make)
-    run.main(["context", "--seeds", "1"])
-    assert len(bench.made) == len(set(bench.made)) == 6
-
-
-def test_specialists_to_merge_are_trained_again_if_their_models_are_gone(bench):
-    run.main(["merge", "--seeds", "1"])
-    run.main(["merge", "--seeds", "1"])
-    assert len(bench.made) == 3
-    run.kept_model(run.grid(["merge"], [1])[0]).rmdir()
-    run.main(["merge", "--seeds", "1"])
-    assert bench.made[3:] == bench.made[:1]
-
-
-def test_records_of_other_weights_are_named_and_left_out_of_the_tables(bench, capsys):
-    run.main(["claims", "--seeds", "1", "--most", "2"])
-    records = bench.records()
-    first = next(iter(records))
-    records[first]["base"] = "0" * 16
-    bench.path.write_text(json.dumps(records))
-    capsys.readouterr()
-
-    run.main(["--print"])
-    printed = capsys.readouterr()
-    assert f"1 of 2 records are of other weights than those here and left out, such as {first!r}" \
-        in printed.err
-    assert "nano: 1 of 213 runs are there" in printed.out
-
-
-@pytest.mark.parametrize("changes, message", [
-    ({"base": "0" * 16}, "has records of other weights: move it away"),
-    ({"flags": "--epochs 1"}, "has records of other flags"),
-])
-def test_records_of_other_weights_or_flags_are_not_added_to(bench, changes, message):
-    run.main(["claims", "--seeds", "1", "--most", "2"])
-    records = bench.records()
-    next(iter(records.values())).update(changes)
-    bench.path.write_text(json.dumps(records))
-    with pytest.raises(ValueError, match=message):
-        run.main(["claims"])
-
-
-def test_a_size_that_was_not_made_says_how_to_make_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "RUNS", tmp_path / "runs/experiments")
-    with pytest.raises(ValueError, match=r"nano-64 is not there.*make\.py --width 64 --out .*-64"):
-        run.version_of_weights("nano-64")
-
-
-def test_the_version_of_weights_is_the_hash_of_their_files(tmp_path):
-    (tmp_path / "model-1.safetensors").write_bytes(b"wei")
-    (tmp_path / "model-2.safetensors").write_bytes(b"ghts")
-    expected = hashlib.sha256(b"weights").hexdigest()[:16]
-    assert run.version_of_weights(str(tmp_path)) == expected
-
-
-@pytest.mark.parametrize("words, message", [
-    (["wishes"], "no group wishes"),
-    (["--jobs", "0"], "--jobs 0"),
-    (["--model", "ettin-17m"], "--data goes with --model"),
-    (["--data", "x"], "--data goes with --model"),
-])
-def test_wrong_flags_are_one_line(words, message):
-    with pytest.raises(ValueError, match=message):
-        run.main(words)
-
-
-# --- real runs -------------------------------------------------------------------------------
-
-SHORT = "--max-steps 2 --batch-size 8 --held-out 12 --max-length 64 --device cpu"
-
-
-class ShortRun(NamedTuple):
-    record: dict
-    printed: str
-    left: list  # files and folders that stay beside the record
-
-
-def short_run(model, pairs_file, folder) -> ShortRun:
-    """One run of run.py with a model, of two steps."""
-    words = ["claims", "--model", str(model), "--data", str(pairs_file), "--domain", "reasoning",
-             "--seeds", "1", "--most", "1", "--also", SHORT]
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(run, "RECORDS", folder)
-        patch.setattr(run, "RUNS", folder / "runs")
-        run.main(words)
-    (record,) = read_json(folder / f"{model.name}.json").values()
-    return ShortRun(record, printed.getvalue(), list((folder / "runs").iterdir()))
-
-
-@pytest.fixture(scope="module")
-def tiny_run(tiny, pairs_file, tmp_path_factory):
-    return short_run(tiny, pairs_file, tmp_path_factory.mktemp("records"))
-
-
-def test_another_model_is_judged_on_the_pairs_that_were_held_out(tiny_run):
-    assert 0 <= tiny_run.record["test"]["reasoning"] <= 1
-    assert tiny_run.record["n"]["reasoning"] >= 12
-
-
-def test_the_table_has_the_accuracy_of_the_record(tiny_run):
-    accuracy = tiny_run.record["test"]["reasoning"]
-    assert f"| cloze dora | {accuracy:.3f} (1) |" in tiny_run.printed
-    assert "1 of 6 runs are there" in tiny_run.printed
-
-
-def test_a_record_knows_the_weights_that_it_began_with(tiny_run, tiny):
-    assert tiny_run.record["base"] == run.version_of_weights(str(tiny))
-
-
-def test_nothing_stays_of_a_run_but_its_record(tiny_run):
-    assert tiny_run.left == []
-
-
-def test_a_record_says_what_training_changed_in_each_layer(tiny_run):
-    record = tiny_run.record
-    assert len(record["cka"]) == len(record["depth"]) == 3  # layers
-    changed = [name for name, _, _ in record["matrices"]]
-    assert len(changed) > 4
-
-
-def test_what_was_frozen_did_not_change(tiny_run):
-    record = tiny_run.record
-    assert record["cka"][0] == 1.0
-    assert not any(".layers.0." in name for name, _, _ in record["matrices"])
-
-
-def test_a_causal_model_is_trained_by_its_own_command(tiny, pairs_file, tmp_path):
-    model = tmp_path / "tiny-causal"
-    raw = json.loads((tiny / "config.json").read_text())
-    raw["model_type"] = "modernbert-decoder"
-    config = CausalModernBERT.config_class.from_json(raw)
-    tinyrm.save(CausalModernBERT(config).init_weights(0), model)
-    shutil.copyfile(tiny / "tokenizer.json", model / "tokenizer.json")
-
-    record = short_run(model, pairs_file, tmp_path).record
-    assert any(name.endswith("q_proj.weight") for name, _, _ in record["matrices"])
-
-
-def test_a_run_that_fails_shows_the_end_of_its_error(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "RUNS", tmp_path / "runs")
-    with pytest.raises(ValueError, match="--rank 0: give 1 or more"):
-        run.make(run.Run(str(tiny), "chat"), ["--domain", "chat", "--rank", "0"])
-    assert list((tmp_path / "runs").iterdir()) == []
-
-
-# --- the tables ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tables(bench, capsys):
-    """The tables of 21 runs of the claims, less those of other domains than safety."""
-    run.main(["claims", "--most", "21"])
-    records = {key: one for key, one in bench.records().items() if one["domain"] == "safety"}
-    capsys.readouterr()
-    run.show(records, "nano")
-    return capsys.readouterr().out
-
-
-def test_a_cell_has_mean_interval_and_number_of_seeds(tables):
-    # by hand: 0.6 and 0.7 have mean 0.65, s = 0.0707, t = 12.706: 12.706 * 0.0707 / sqrt(2) = 0.635
-    assert "| cloze dora | 0.650 +- 0.635 (2) | - | - | 1.000 +- 0.000 (2) |" in tables
-
-
-def test_what_was_not_run_is_a_dash(tables):
-    assert "| cls lora | - | - | - | - |" in tables
-
-
-def test_a_trend_without_two_sizes_was_not_run_yet(tables):
-    assert "| safety, cloze dora | not run yet |" in tables
-
-
-def test_one_seed_has_no_interval():
-    assert run.cell({7: 0.25}) == "0.250 (1)"
-
+NANO = ROOT / "nano"
 
 # --- a few seeds -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dof, t", [(1, 12.706), (2, 4.303), (5, 2.571), (7, 2.365), (11, 2.201),
+                                    (30, 2.042)])
+def test_students_quantiles_are_those_of_the_tables(dof, t):
+    assert stats.student_quantile(0.05, dof) == pytest.approx(t, abs=6e-4)
+
+
+@pytest.mark.parametrize("dof", [1, 2, 3, 4, 7, 11, 12])
+@pytest.mark.parametrize("t", [0.3, -2.0, 6.0])
+def test_students_probability_is_the_integral_of_its_density(dof, t):
+    x = np.linspace(0, abs(t), 100_001)
+    scale = math.gamma((dof + 1) / 2) / math.gamma(dof / 2) / math.sqrt(dof * math.pi)
+    density = scale * (1 + x**2 / dof) ** (-(dof + 1) / 2)
+    expected = 1 - 2 * np.trapezoid(density, x)
+    assert stats.student_two_sided(t, dof) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("p_values, findings", [
+    # held against 0.05 / 4, 0.05 / 3, 0.05 / 2: 0.005 and 0.01 pass, 0.03 ends it, 0.04 with it
+    ([0.01, 0.04, 0.03, 0.005], [True, False, False, True]),
+    # each passes its own level, though Bonferroni's 0.0125 would let the first through alone
+    ([0.01, 0.015, 0.02, 0.04], [True, True, True, True]),
+    # the first fails at 0.05 / 2, so the second is not looked at
+    ([0.03, 0.04], [False, False]),
+])
+def test_holm_by_hand(p_values, findings):
+    assert stats.holm(p_values) == findings
+
+
+def test_holm_does_not_depend_on_the_order():
+    findings = {0.005: True, 0.01: True, 0.03: False, 0.04: False}
+    for p_values in itertools.permutations(findings):
+        assert stats.holm(p_values) == [findings[p] for p in p_values]
+
+
+def words_of(effects, seeds) -> list[str]:
+    judged = stats.verdicts(effects, seeds)
+    return [judged[name].verdict for name in effects]
+
+
+def test_a_verdict_says_which_side_is_ahead():
+    effects = {"x": Effect(0.1, 0.01, 8, 0.001), "y": Effect(-0.1, 0.01, 8, 0.001)}
+    assert words_of(effects, {"x": 8, "y": 8}) == ["A", "B"]
+
+
+def test_a_contrast_with_missing_seeds_is_never_a_finding():
+    assert words_of({"x": Effect(0.1, 0.01, 7, 1e-9)}, {"x": 8}) == ["7 of 8 seeds"]
+
+
+def test_a_contrast_with_missing_seeds_counts_in_the_correction():
+    effects = {"x": Effect(0.1, 0.05, 8, 0.03)}
+    assert words_of(effects, {"x": 8}) == ["A"]
+    effects["y"] = Effect(math.nan, math.nan, 0, math.nan)
+    assert words_of(effects, {"x": 8, "y": 8}) == ["no difference found", "0 of 8 seeds"]
+
+
+def test_an_effect_is_paired_within_a_seed():
+    # the two overlap widely, and differ by a tenth in every seed
+    a = {1: 0.5, 2: 0.7, 3: 0.9}
+    b = {3: 0.798, 2: 0.6, 1: 0.402, 4: 0.0}
+    found = stats.effect(a, b)
+    assert found.mean == pytest.approx(0.1) and found.n == 3
+    # s = 0.002, t = 0.1 sqrt(3) / 0.002 = 86.6 with 2 degrees of freedom: p = 0.000133
+    assert found.p == pytest.approx(0.000133, abs=1e-6)
+
+
+def test_an_effect_of_one_seed_has_no_probability():
+    assert math.isnan(stats.effect({1: 0.5}, {1: 0.4}).p)
+
+
 def test_an_interval_is_students():
-    mean, half, n = measure.interval([0.9, 0.92, 0.94])
+    found = stats.interval([0.9, 0.92, 0.94])
+    assert found.mean == pytest.approx(0.92) and found.n == 3
     # s = 0.02, t = 4.303: 4.303 * 0.02 / sqrt(3) = 0.04969
-    assert mean == pytest.approx(0.92) and n == 3
-    assert half == pytest.approx(0.04969, abs=1e-5)
+    assert found.half == pytest.approx(0.04969, abs=1e-5)
 
 
 def test_one_value_has_a_mean_and_no_interval():
-    found = measure.interval([0.9])
+    found = stats.interval([0.9])
     assert found.mean == 0.9 and math.isnan(found.half) and found.n == 1
 
 
 def test_no_value_has_no_mean():
-    found = measure.interval([])
+    found = stats.interval([])
     assert math.isnan(found.mean) and found.n == 0
-
-
-FAR = {1: 0.5, 2: 0.7, 3: 0.9}
-
-
-@pytest.mark.parametrize("a, b, word", [
-    # a tenth less for each seed: the differences agree, though the two overlap widely
-    (FAR, {1: 0.399, 2: 0.598, 3: 0.797}, "shows"),
-    ({1: 0.399, 2: 0.598, 3: 0.797}, FAR, "is turned round"),
-    (FAR, {1: 0.5, 2: 0.8, 3: 0.7}, "does not show"),
-    (FAR, {1: 0.4, 7: 0}, "one seed, no verdict"),
-    (FAR, {}, "not run yet"),
-])
-def test_a_verdict_compares_within_a_seed(a, b, word):
-    assert measure.verdict(a, b).word == word
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.05])
 def test_the_power_law_covers_a_known_exponent(floor):
     x, covered = np.repeat([100, 300, 1000], 5), 0
-    for seed in range(30):
+    for seed in range(20):
         noise = np.exp(0.1 * np.random.default_rng(seed).standard_normal(len(x)))
-        law = measure.power_law(x, floor + 3.0 * x**-0.4 * noise, floor, draws=200)
+        law = stats.power_law(x, floor + 3.0 * x**-0.4 * noise, floor, draws=200)
         assert law["b"] == pytest.approx(0.4, abs=0.1)
-        assert law["high"] - law["low"] < 0.2
         covered += law["low"] < 0.4 < law["high"]
-    assert covered >= 21  # 95 % of 30 are 28; a bootstrap of five points is somewhat narrow
+    assert covered >= 13  # 95 % of 20 are 19; a bootstrap of five points is somewhat narrow
 
 
 def test_one_point_at_each_x_has_an_exponent_and_no_interval():
-    law = measure.power_law([1, 10, 100], [2.0, 0.2, 0.02])
+    law = stats.power_law([1, 10, 100], [2.0, 0.2, 0.02])
     assert law["a"] == pytest.approx(2) and law["b"] == pytest.approx(1)
     assert math.isnan(law["low"]) and math.isnan(law["high"])
 
 
 def test_a_power_law_needs_values_above_its_floor():
     with pytest.raises(ValueError, match="above the floor"):
-        measure.power_law([1, 2], [0.1, 0.2], floor=0.1)
+        stats.power_law([1, 2], [0.1, 0.2], floor=0.1)
 
 
-# --- accuracy, and what is inside ------------------------------------------------------------
+# --- one run ---------------------------------------------------------------------------------
 
 
-class StubJudge:
-    """Judges "good" better than "bad", and all others equal."""
+@pytest.fixture
+def small(monkeypatch):
+    """A budget of four pairs once, and sets to judge by that are cut to a few pairs."""
+    whole = fit.sets_of
 
-    def __init__(self, model, prompt_format, device):
+    def cut(domain, names):
+        sets = whole(domain, names)
+        return fit.Sets(sets.train, sets.choose[:10], sets.test[:10])
+
+    monkeypatch.setitem(fit.PASSES, 4, 2.0)
+    monkeypatch.setattr(fit, "sets_of", cut)
+
+
+def record_of(cell, seed, **flags) -> dict:
+    """The record of a run, less its time."""
+    record = fit.run(cell, seed, 5e-3, **flags)
+    del record["seconds"]
+    return record
+
+
+def test_a_cell_and_a_seed_give_the_same_record(small):
+    cell = Cell("nano", "chat", 4)
+    assert record_of(cell, 1) == record_of(cell, 1)
+
+
+def test_another_seed_gives_another_record(small):
+    cell = Cell("nano", "chat", 4)
+    assert record_of(cell, 1)["tokens"] != record_of(cell, 2)["tokens"]
+
+
+def test_a_run_has_the_same_weights_again(small):
+    cell = Cell("nano", "chat", 4, head="cls")
+    settings = fit.settings_of(cell, 3, 5e-3)
+    pairs = fit.training_pairs(cell, 3, settings.data)
+    first, second = [fit.fit(cell, settings, pairs).model.state_dict() for _ in range(2)]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_record_has_its_budget(small):
+    record = record_of(Cell("nano", "all", 4), 1)
+    # 12 pairs twice, 16 at most a step
+    assert (record["pairs"], record["passes"], record["steps"]) == (4, 2.0, 2)
+    assert list(record["accuracy"]) == list(DOMAINS)
+
+
+def test_a_run_is_judged_on_the_part_that_is_asked_for(small, monkeypatch):
+    judged = []
+    monkeypatch.setattr(fit, "accuracy", lambda model, form, pairs: judged.extend(pairs) or 0.5)
+    record_of(Cell("nano", "safety", 4), 1, part="choose")
+    assert judged == fit.sets_of("safety", ("nano",)).choose
+
+
+def test_everywhere_is_all_domains(small):
+    record = record_of(Cell("nano", "safety", 4), 1, everywhere=True)
+    assert list(record["accuracy"]) == list(DOMAINS)
+
+
+def test_other_models_have_a_random_control_too(tiny):
+    assert fit.folder_of(f"random-{tiny}") == tiny
+
+
+def test_random_is_nano_with_fresh_weights(small):
+    cell = Cell("random", "safety", 4)
+    settings = fit.settings_of(cell, 1, 5e-3)
+    model = fit.fit(cell, settings, fit.training_pairs(cell, 1, settings.data)).model
+    name = "model.layers.0.mlp.Wi.weight"  # frozen
+    fresh = tinyrm.ModernBERT(model.config).init_weights(1)
+    assert torch.equal(model.state_dict()[name], fresh.state_dict()[name])
+
+
+def test_equal_verdicts_are_half_right(tiny):
+    model = tinyrm.load(tiny)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    form = data.PromptFormat(data.load_tokenizer(tiny))
+    assert fit.accuracy(model, form, [data.Pair("", "one", "two")] * 3) == 0.5
+
+
+def test_a_causal_model_is_trained_by_its_classes(tiny, tmp_path, small):
+    folder = tmp_path / "tiny-causal"
+    raw = json.loads((tiny / "config.json").read_text())
+    raw["model_type"] = "modernbert-decoder"
+    config = CausalModernBERT.config_class.from_json(raw)
+    tinyrm.save(CausalModernBERT(config).init_weights(0), folder)
+    shutil.copyfile(tiny / "tokenizer.json", folder / "tokenizer.json")
+
+    cell = Cell(str(folder), "reasoning", 4)
+    settings = fit.settings_of(cell, 1, 0.0, ("nano",))
+    fitted = fit.fit(cell, settings, fit.training_pairs(cell, 1, settings.data))
+    assert type(fitted.model) is CausalModernBERT
+    assert type(fitted.prompt_format) is CausalPromptFormat
+
+
+def test_the_settings_of_full_fine_tuning():
+    settings = fit.settings_of(Cell("nano", "chat", 300, adapter="full"), 5, 0.25)
+    found = (settings.adapter, settings.freeze, settings.lr, settings.epochs, settings.seed)
+    assert found == ("full", 0, 0.25, fit.PASSES[300], 5)
+
+
+def test_an_encoder_that_was_not_made_says_how_to_make_it():
+    with pytest.raises(ValueError, match=r"nano-97 is not there.*make\.py --width 97 --out .*-97"):
+        fit.folder_of("nano-97")
+
+
+# --- its pairs -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_specialist_and_the_generalist_of_a_seed_have_the_same_pairs(seed):
+    everything = fit.training_pairs(Cell("nano", "all", 30), seed, ("nano",))
+    for i, domain in enumerate(data.DOMAINS):
+        own = fit.training_pairs(Cell("nano", domain, 30), seed, ("nano",))
+        assert len(own) == 30
+        assert everything[30 * i:30 * (i + 1)] == own
+
+
+def test_another_seed_draws_other_pairs():
+    first, second = [fit.training_pairs(Cell("nano", "chat", 30), seed, ("nano",))
+                     for seed in (1, 2)]
+    assert set(first) != set(second)
+
+
+def test_more_pairs_than_there_are_are_refused(monkeypatch):
+    few = fit.Sets([data.Pair("", "a", "b")] * 29, [], [])
+    monkeypatch.setattr(fit, "sets_of", lambda domain, names: few)
+    with pytest.raises(ValueError, match="chat: 29 training pairs in x.jsonl, fewer than 30"):
+        fit.training_pairs(Cell("large", "chat", 30), 1, ("x.jsonl",))
+
+
+@pytest.fixture(scope="module")
+def many_pairs(tmp_path_factory):
+    """1,400 pairs over 500 prompts; pairs of a prompt do not stand together."""
+    path = tmp_path_factory.mktemp("many") / "many.jsonl"
+    rng = random.Random(0)
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(1400):
+            row = {"prompt": f"{i % 500}?", "chosen": str(rng.random()), "rejected": "one",
+                   "domain": "reasoning"}
+            file.write(json.dumps(row) + "\n")
+    return str(path)
+
+
+def prompts_of_parts(domain, names) -> list[set[str]]:
+    return [{pair.prompt for pair in part} for part in fit.sets_of(domain, names)]
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_no_pair_of_nano_is_in_two_parts(domain):
+    sets = fit.sets_of(domain, ("nano",))
+    assert [len(part) for part in sets] == [1000, 200, 1000]
+    pairs = {(pair.prompt, pair.chosen, pair.rejected) for part in sets for pair in part}
+    assert len(pairs) == 2200
+
+
+def test_no_prompt_of_other_pairs_is_in_two_parts(many_pairs):
+    train, choose, test = prompts_of_parts("reasoning", (many_pairs,))
+    assert not train & choose and not train & test and not choose & test
+
+
+def test_other_pairs_are_held_out_for_choosing_and_for_the_test(many_pairs):
+    sets = fit.sets_of("reasoning", (many_pairs,))
+    # whole prompts of two or three pairs each
+    assert 200 <= len(sets.choose) <= 202
+    assert 998 <= len(sets.test) <= 1002
+
+
+# --- the grid --------------------------------------------------------------------------------
+
+
+def all_comparisons() -> list[run.Comparison]:
+    found = []
+    for group in run.GROUPS:
+        found.extend(run.comparisons(group, run.ON_NANO, list(DOMAINS)))
+    return found
+
+
+def test_every_run_of_the_grid_has_a_name_of_its_own():
+    runs = set()
+    for comparison in all_comparisons():
+        for side in (comparison.a, comparison.b):
+            for cell in side.cells.values():
+                runs.update((cell, seed) for seed in range(1, comparison.seeds + 1))
+    jobs = run.jobs_of(all_comparisons(), 12, {})
+    assert len({job.key for job in jobs}) == len(jobs) == len(runs)
+
+
+def test_a_rate_is_part_of_the_name():
+    job = run.Job(Cell("nano", "chat", 30), 1, 1e-3, "test")
+    assert job.key != job._replace(rate=2e-3).key
+
+
+def test_all_contrasts_grow_alike():
+    seeds = [job.seed for job in run.jobs_of(all_comparisons(), 12, {})]
+    assert seeds == sorted(seeds)
+
+
+def test_the_seeds_that_were_promised():
+    promised = {group: {contrast.seeds for contrast in run.GROUPS[group]} for group in run.GROUPS}
+    assert promised == {"claims": {12}, "freeze": {8}, "causal": {8}, "controls": {8}}
+
+
+def test_the_main_contrasts_have_all_budgets():
+    for contrast in run.GROUPS["claims"]:
+        assert contrast.budgets == (30, 100, 300, 1000)
+
+
+def test_rates_are_tried_for_the_methods_that_are_compared_alone():
+    (comparison, *_) = run.comparisons("controls", ["nano"], ["chat"])
+    methods = run.methods_of({"controls": [comparison]}, [])
+    jobs = run.rate_jobs(["nano", "random"], ["chat"], set(methods))
+    assert {run.method_of(job.cell) for job in jobs} == {"nano cloze pair dora",
+                                                         "random cloze pair dora"}
+
+
+def test_rates_are_tried_on_the_choosing_words_and_on_seeds_of_their_own():
+    jobs = run.rate_jobs(["nano"], DOMAINS, {"nano cls pair dora"})
+    assert len(jobs) == 3 * 3 * 2  # domains, rates, seeds
+    assert {job.part for job in jobs} == {"choose"}
+    assert not {job.seed for job in jobs} & set(range(1, 13))
+
+
+# --- what is made, and what is not made again ------------------------------------------------
+
+
+@lru_cache
+def version(model: str) -> str:
+    return version_of(fit.folder_of(model))
+
+
+def record_without_training(task) -> dict:
+    """What run.make gives, at once: DoRA has 0.9, all else 0.8, and a bit more with each seed."""
+    job = task.job
+    names = list(fit.data_of(job.cell.model, task.files))
+    level = 0.9 if job.cell.adapter == "dora" else 0.8
+    return {
+        **job.cell._asdict(),
+        "seed": job.seed,
+        "part": job.part,
+        "data": names,
+        "accuracy": dict.fromkeys(DOMAINS, level + (job.seed % 100) / 1000),
+        "rate": job.rate,
+        "passes": fit.PASSES[job.cell.pairs],
+        "steps": 10,
+        "tokens": 1000,
+        "base": version(job.cell.model),
+    }
+
+
+class OneProcess:
+    """In place of multiprocessing's context: a pool that is this process."""
+
+    def Pool(self, workers, initializer):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
         pass
 
-    def judge(self, items):
-        for item in items:
-            x = 0.0  # the log-odds that the first response wins
-            if "good" in item.responses:
-                x = 2.0 if item.responses[0] == "good" else -2.0
-            yield Judged(item, np.array([[0.0, x], [-x, 0.0]]))
+    def imap_unordered(self, function, tasks):
+        return map(function, tasks)
 
 
-def test_accuracy_counts_a_tie_as_half(tiny, monkeypatch):
-    judge = measure.RewardModel.load(tiny, device="cpu")
-    monkeypatch.setattr(measure, "RewardModel", StubJudge)
-    right, wrong = data.Pair("", "good", "bad"), data.Pair("", "bad", "good")
-    tie = data.Pair("", "bad", "bad")
-    assert measure.accuracy(judge, [right, right, wrong, tie]) == 2.5 / 4
+class Bench:
+    """An empty place for records, where runs are not trained."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "nano.jsonl"
+        self.made = []
+
+    def make(self, task):
+        self.made.append(task.job.key)
+        return record_without_training(task)
+
+    def records(self):
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+    def change_first(self, **changes):
+        """Give the first record other fields."""
+        first, *others = self.records()
+        lines = [json.dumps(record) + "\n" for record in ({**first, **changes}, *others)]
+        self.path.write_text("".join(lines))
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """A group of one contrast: 2 sides, 3 domains, 2 seeds, and 3 rates of 2 methods before."""
+    bench = Bench(tmp_path)
+    contrast = run.Contrast("DoRA against full", {}, run.FULL, seeds=2, budgets=(30,))
+    monkeypatch.setattr(run, "GROUPS", {"one": [contrast]})
+    monkeypatch.setattr(run, "RECORDS", tmp_path)
+    monkeypatch.setattr(run, "make", bench.make)
+    monkeypatch.setattr(run.multiprocessing, "get_context", lambda way: OneProcess())
+    return bench
+
+
+ALL = 2 * 3 * 3 * 2 + 2 * 3 * 2  # methods, rates, domains, seeds; sides, domains, seeds
+ONE = ["one", "--model", "nano"]
+
+
+def test_all_runs_are_made_once(bench):
+    run.main(ONE)
+    run.main(ONE)
+    assert len(bench.made) == len(set(bench.made)) == len(bench.records()) == ALL
+
+
+def test_most_ends_after_so_many_runs_and_the_next_start_goes_on(bench):
+    run.main([*ONE, "--most", "3"])
+    assert len(bench.records()) == 3
+    run.main(ONE)
+    assert len(bench.made) == len(set(bench.made)) == ALL
+
+
+def test_no_run_of_the_test_is_made_before_its_rate_is_chosen(bench):
+    run.main([*ONE, "--most", "35"])
+    run.main([*ONE, "--most", "35"])
+    assert all("choose" in key for key in bench.made[:36])
+    assert all("test" in key for key in bench.made[36:])
+
+
+def test_what_was_made_before_an_error_is_kept(bench, monkeypatch):
+    def make_that_fails(task):
+        if len(bench.made) == 5:
+            raise ValueError("no room")
+        return bench.make(task)
+
+    monkeypatch.setattr(run, "make", make_that_fails)
+    with pytest.raises(ValueError, match="no room"):
+        run.main(ONE)
+    assert len(bench.records()) == 5
+
+
+def test_a_half_last_line_is_dropped_and_made_again(bench):
+    run.main(ONE)
+    whole = bench.path.read_text()
+    bench.path.write_text(whole[:-20])
+    run.main(ONE)
+    assert bench.path.read_text() == whole
+    assert len(bench.made) == ALL + 1
+
+
+def test_a_damaged_line_is_named(bench):
+    bench.path.write_text("{}\n")
+    with pytest.raises(ValueError, match=r"nano.jsonl, line 1: no record"):
+        run.main(ONE)
+
+
+@pytest.mark.parametrize("changes", [{"base": "sha256 0"}, {"data": ["mine.jsonl"]}])
+def test_records_of_other_weights_or_pairs_are_left_out_and_counted(bench, capsys, changes):
+    run.main(ONE)
+    bench.change_first(**changes)
+    capsys.readouterr()
+    run.main(ONE)
+    assert "1 records are of other weights or pairs" in capsys.readouterr().err
+    assert bench.made[ALL:] == bench.made[:1]  # made again
+
+
+def test_records_can_be_looked_at_without_their_weights(bench, capsys, monkeypatch):
+    run.main(ONE)
+    monkeypatch.setattr(run, "is_here", lambda model: False)
+    monkeypatch.setattr(run, "folder_of", None)
+    capsys.readouterr()
+    run.main([*ONE, "--print"])
+    printed = capsys.readouterr()
+    assert "the weights are not here" in printed.err
+    assert "1 of 1 contrasts have runs" in printed.out
+
+
+def test_two_workers_make_the_same_records_as_one(tiny, many_pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "RECORDS", tmp_path)
+    cell = Cell(str(tiny), "reasoning", 30)
+    jobs = [run.Job(cell, seed, 5e-3, "choose") for seed in (1, 2)]
+    found = {}
+    run.make_missing(jobs, found, (many_pairs,), workers=2, most=2)
+
+    for job in jobs:
+        expected = record_of(cell, job.seed, part="choose", files=(many_pairs,))
+        del found[job.key]["seconds"]
+        assert found[job.key] == expected
+
+
+# --- rates -----------------------------------------------------------------------------------
+
+TRIALS = run.rate_jobs(["nano"], ["chat", "safety"], {"nano cloze pair dora"})
+
+
+def trial_records(accuracies: dict[float, list[float]]) -> dict[str, dict]:
+    """Records of TRIALS with these accuracies of each rate."""
+    left = {rate: iter(values) for rate, values in accuracies.items()}
+    return {job.key: {"accuracy": {job.cell.domain: next(left[job.rate])}} for job in TRIALS}
+
+
+def test_the_rate_with_the_highest_mean_is_chosen():
+    records = trial_records({2.5e-3: [0.6, 0.6, 0.6, 0.6], 5e-3: [0.5, 0.7, 0.7, 0.6],
+                             1e-2: [0.9, 0.5, 0.5, 0.5]})
+    assert run.chosen_rates(records, TRIALS) == {"nano cloze pair dora": 5e-3}
+
+
+def test_of_equal_rates_the_lower_is_chosen():
+    records = trial_records({2.5e-3: [0.1, 0.1, 0.1, 0.1], 5e-3: [0.6, 0.7, 0.8, 0.1],
+                             1e-2: [0.1, 0.8, 0.7, 0.6]})  # whose sum in floats is another one
+    assert run.chosen_rates(records, TRIALS) == {"nano cloze pair dora": 5e-3}
+
+
+@pytest.mark.parametrize("missing", range(len(TRIALS)))
+def test_no_rate_is_chosen_while_a_run_is_missing(missing):
+    records = trial_records(dict.fromkeys((2.5e-3, 5e-3, 1e-2), [0.6, 0.6, 0.6, 0.6]))
+    del records[TRIALS[missing].key]
+    assert run.chosen_rates(records, TRIALS) == {}
+
+
+def test_rates_never_come_from_the_test():
+    # the same runs, judged on the test words
+    records = {}
+    for job in TRIALS:
+        records[job._replace(part="test").key] = {"accuracy": {job.cell.domain: job.rate}}
+    assert run.chosen_rates(records, TRIALS) == {}
+
+
+# --- equal budgets, and the tables -----------------------------------------------------------
+
+
+class Made(NamedTuple):
+    """All records of the bench, and what was chosen."""
+
+    compared: list[run.Comparison]
+    records: dict[str, dict]
+    rates: dict[str, float]
+
+    def of_full(self) -> list[dict]:
+        """The runs on the test of the side B."""
+        return [record for record in self.records.values()
+                if record["part"] == "test" and record["adapter"] == "full"]
+
+
+@pytest.fixture
+def made(bench) -> Made:
+    run.main(ONE)
+    compared = run.comparisons("one", ["nano"], list(DOMAINS))
+    methods = run.methods_of({"one": compared}, [])
+    records = {run.key_of(record): record for record in bench.records()}
+    rates = run.chosen_rates(records, run.rate_jobs(["nano"], DOMAINS, set(methods)))
+    return Made(compared, records, rates)
+
+
+def test_both_sides_of_a_contrast_have_their_budgets(made):
+    (line,) = run.decide(*made)
+    assert line.a.budget == line.b.budget == (30, 24.0)
+    assert line.effect.mean == pytest.approx(0.1) and line.effect.n == 2
+
+
+def test_a_contrast_of_different_passes_is_refused(made):
+    for record in made.of_full():
+        record["passes"] = 12.0
+    with pytest.raises(ValueError, match=r"DoRA against full on nano: pairs and passes are "
+                                         r"\(30, 24.0\) on one side and \(30, 12.0\) on the other"):
+        run.decide(*made)
+
+
+def test_a_side_whose_runs_have_different_budgets_is_refused(made):
+    made.of_full()[0]["passes"] = 12.0
+    with pytest.raises(ValueError, match="runs of one side have different budgets.*full"):
+        run.decide(*made)
+
+
+def test_seeds_beyond_the_promised_ones_change_nothing(made):
+    (comparison,) = made.compared
+    for cell in comparison.a.cells.values():
+        job = run.Job(cell, 3, 2.5e-3, "test")
+        made.records[job.key] = record_without_training(run.Task(job, ()))
+    found = run.outcome(comparison.a, comparison.seeds, made.records, made.rates)
+    assert sorted(found.means()) == [1, 2]
+
+
+def test_the_table_has_effect_interval_seeds_and_budgets(bench, capsys):
+    run.main(ONE)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "| nano |" in line)
+    # the seeds agree to the last pair
+    start = "| DoRA against full | nano | 30 | 0.902 | 0.802 | +0.100 ± 0.000 | 2 |"
+    assert line.startswith(start)
+    assert line.count("| 24, 10, 1,000, ") == 2
+
+
+def test_the_means_of_a_line_are_of_the_seeds_of_its_effect(made):
+    for record in made.of_full():
+        if record["seed"] == 2:
+            del made.records[run.key_of(record)]
+    (line,) = run.decide(*made)
+    assert run.cells_of(line)[3:6] == ["0.901", "0.801", "+0.100 ± nan"]
+
+
+def test_a_table_of_nothing_says_that_nothing_has_run(bench, capsys):
+    run.main(["merge", *ONE, "--print"])
+    printed = capsys.readouterr().out
+    assert "0 of 1 contrasts have runs" in printed
+    assert "**merge** on nano: 0 of 8 seeds" in printed
+    assert bench.made == []
+
+
+def test_specialists_are_shown_on_the_other_domains(capsys):
+    cell = Cell("nano", "chat", 1000)
+    records = {}
+    for seed, elsewhere in ((1, 0.4), (2, 0.6)):
+        accuracies = {"reasoning": elsewhere, "safety": 0.5, "chat": 1.0}
+        records[run.Job(cell, seed, 5e-3, "test").key] = {"accuracy": accuracies}
+    run.show_elsewhere(["nano"], list(DOMAINS), records, {run.method_of(cell): 5e-3})
+    rows = [line for line in capsys.readouterr().out.splitlines() if "| nano |" in line]
+    # 0.4 and 0.6: s = 0.1414, t = 12.706: 12.706 * 0.1414 / sqrt(2) = 1.271
+    assert rows == ["| nano | chat | 2 | 0.500 ± 1.271 | 0.500 ± 0.000 | 1.000 ± 0.000 |"]
+
+
+# --- the command line ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words, message", [
+    (["wishes"], "no group wishes: give rates, claims, freeze, causal, controls, merge"),
+    (["--jobs", "0"], "--jobs 0: give 1 or more"),
+    (["--seeds", "0"], "--seeds 0: give 1 or more"),
+    (["--most", "-1"], "--most -1: give 0 or more"),
+    (["causal", "--model", "nano"], "causal: nothing to run for nano: it is for ettin-150m, "),
+    (["merge", "--model", "large"], "merge: runs on nano's encoders, not on large"),
+    (["merge", "--model", "nano-causal"], "merge: runs on nano's encoders, not on nano-causal"),
+])
+def test_wrong_flags_are_one_line(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py", *words])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "experiments/run.py"), run_name="__main__")
+    printed = capsys.readouterr()
+    assert end.value.code == 2
+    assert printed.err.startswith(f"error: {message}") and printed.err.count("\n") == 1
+
+
+def test_a_plan_has_hours_and_makes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "RECORDS", tmp_path)
+    monkeypatch.setattr(run, "make_missing", lambda jobs, records, files, workers, most: most)
+    run.main(["claims", "--model", "large", "large-instruct", "--domain", "reasoning",
+              "--dry-run"])
+    printed = capsys.readouterr().out
+    # 5 methods, 3 rates, 2 seeds, for each of the two models
+    assert "rates: 60 runs, 0 of them are there" in printed
+    # 6 cells, 4 budgets, 12 seeds
+    assert "large: 288 runs" in printed and "large-instruct: 288 runs" in printed
+    assert printed.count("hours of one H200") == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_encoder_is_said_before_the_first_run(bench, monkeypatch):
+    contrast = run.Contrast("text", {}, {"model": "nano-97"}, seeds=2, budgets=(30,))
+    monkeypatch.setattr(run, "GROUPS", {"one": [contrast]})
+    with pytest.raises(ValueError, match="nano-97 is not there"):
+        run.main(ONE)
+    assert bench.made == []
+
+
+@pytest.mark.parametrize("size", ["17m", "1b"])
+def test_the_sizes_of_ettin_have_a_plan(size, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "RECORDS", tmp_path)
+    run.main(["causal", "--model", f"ettin-{size}", "--dry-run"])
+    hours = [line for line in capsys.readouterr().out.splitlines() if "hours of one H200" in line]
+    # the rates and the runs, of the encoder and of the decoder
+    assert len(hours) == 4
+
+
+# --- what training changed -------------------------------------------------------------------
 
 
 def test_cka_sees_no_rotation_and_no_scale():
-    random = torch.Generator().manual_seed(0)
-    x = torch.randn(500, 8, generator=random)
-    turn = torch.linalg.qr(torch.randn(8, 8, generator=random))[0]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 8, generator=generator)
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=generator))[0]
     assert measure.cka(x, 3 * x @ turn + 1) == pytest.approx(1)
 
 
 def test_cka_sees_another_matrix():
-    random = torch.Generator().manual_seed(0)
-    x = torch.randn(500, 8, generator=random)
-    assert measure.cka(x, torch.randn(500, 8, generator=random)) < 0.1
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 8, generator=generator)
+    assert measure.cka(x, torch.randn(500, 8, generator=generator)) < 0.1
 
 
 def test_a_matrix_that_is_doubled_changes_its_length_and_not_its_direction(tiny):
@@ -437,53 +733,55 @@ def test_a_matrix_that_is_doubled_changes_its_length_and_not_its_direction(tiny)
 
 
 def test_the_last_state_gives_the_verdict_of_the_whole_model():
-    judge = measure.RewardModel.load(measure.NANO, device="cpu")
-    pairs = measure.test_pairs("chat")[:40]
-    batch = data.pack(measure.rows_of(judge.prompt_format, pairs))
-    states = measure.states(judge.model, batch)
-    depth = measure.accuracy_by_depth(judge.model, judge.prompt_format, batch, states)
-    words = torch.tensor(judge.prompt_format.label_ids)
+    model, form = tinyrm.load(NANO), data.PromptFormat(data.load_tokenizer(NANO), domain="chat")
+    pairs = fit.sets_of("chat", ("nano",)).test[:40]
+    batch = data.pack(measure.rows_of(form, pairs))
+    states = measure.states(model, batch)
+    depth = measure.accuracy_by_depth(model, form, batch, states)
     with torch.inference_mode():
-        h = judge.model(batch.tokens, batch.starts, batch.read_at)
-        verdicts = judge.model.logits(h, words).argmax(1)
+        h = model(batch.tokens, batch.starts, batch.read_at)
+        verdicts = model.logits(h, torch.tensor(form.label_ids)).argmax(1)
     assert depth[-1] == round((verdicts == batch.labels).double().mean().item(), 4)
+
+
+def test_what_was_frozen_did_not_change(small):
+    cell = Cell("nano", "reasoning", 4)
+    settings = fit.settings_of(cell, 1, 5e-3)
+    pairs = fit.training_pairs(cell, 1, settings.data)
+    fitted = fit.fit(cell, settings, pairs)
+    found = measure.changes(tinyrm.load(NANO), fitted.model, fitted.prompt_format, pairs)
+    assert found["cka"][0] == 1.0 and found["rows"] == 8
+    changed = {name.split(".")[2] for name, _, _ in found["matrices"] if ".layers." in name}
+    assert changed == {"1", "2", "3"}
 
 
 # --- specialists as one model ----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def specialists(tmp_path_factory):
-    """Three nanos that differ above their first layer, as folders that a judge opens."""
-    folders = {}
+def specialists():
+    """Three nanos that differ above their first layer."""
+    tokenizer, experts = data.load_tokenizer(NANO), {}
     for seed, domain in enumerate(DOMAINS):
-        model, folder = tinyrm.load(measure.NANO), tmp_path_factory.mktemp(domain)
-        random = torch.Generator().manual_seed(seed)
+        model = tinyrm.load(NANO)
+        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for layer in model.model.layers[1:]:
                 for p in layer.parameters():
-                    p.add_(0.05 * torch.randn(p.shape, generator=random))
-        tinyrm.save(model, folder)
-        shutil.copyfile(measure.NANO / "tokenizer.json", folder / "tokenizer.json")
-        (folder / "tinyrm.json").write_text(json.dumps({"domain": domain, "max_length": 512}))
-        folders[domain] = folder
-    return folders
+                    p.add_(0.05 * torch.randn(p.shape, generator=generator))
+        form = data.PromptFormat(tokenizer, domain=domain)
+        experts[domain] = fit.Fitted(model, form, 0, 0, [])
+    return experts
 
 
 @pytest.fixture(scope="module")
-def prompts():
-    """200 training prompts of each domain."""
-    texts = {}
+def merged(specialists):
+    tests, prompts = {}, {}
     for domain in DOMAINS:
-        pairs = load_pairs([measure.NANO / f"pairs/{domain}.train.jsonl"])
-        texts[domain] = [pair.prompt for pair in pairs[:200]]
-    return texts
-
-
-@pytest.fixture(scope="module")
-def merged(specialists, prompts):
-    tests = {domain: measure.test_pairs(domain)[:60] for domain in DOMAINS}
-    return measure.merged(specialists, 1, tests, prompts)
+        sets = fit.sets_of(domain, ("nano",))
+        tests[domain] = sets.test[:30]
+        prompts[domain] = [pair.prompt for pair in sets.train[:100]]
+    return merge.merged(tinyrm.load(NANO), data.load_tokenizer(NANO), specialists, tests, prompts)
 
 
 def test_a_branch_on_the_shared_trunk_is_its_specialist(merged):
@@ -500,9 +798,12 @@ def test_routed_is_the_specialist_but_for_prompts_that_went_astray(merged, domai
     assert lost <= 1 - merged["router"][domain] + 1e-9
 
 
-def test_a_shared_trunk_saves_parameters(merged):
-    sizes = merged["parameters"]
-    assert sizes["shared trunk"] < sizes["separate"] == 3 * 838_396
+def test_a_shared_trunk_saves_its_parameters_twice(merged):
+    model, sizes = tinyrm.load(NANO), merged["parameters"]
+    one = sum(p.numel() for p in model.parameters())
+    trunk = [*model.model.embeddings.parameters(), *model.model.layers[0].parameters()]
+    assert sizes["separate"] == 3 * one
+    assert sizes["shared trunk"] == 3 * one - 2 * sum(p.numel() for p in trunk)
 
 
 def test_routing_costs_less_than_asking_all(merged):
@@ -510,16 +811,22 @@ def test_routing_costs_less_than_asking_all(merged):
     assert cost["one specialist"] < cost["routed"] < cost["all, separate"]
 
 
-def test_specialists_that_share_fewer_layers_are_refused(specialists, prompts):
-    tests = {domain: measure.test_pairs(domain)[:4] for domain in DOMAINS}
+def test_models_that_share_fewer_layers_are_refused(specialists):
+    models = [expert.model for expert in specialists.values()]
     with pytest.raises(ValueError, match="do not share 2 bottom layers"):
-        measure.merged(specialists, 2, tests, prompts)
+        merge.same_trunk(models, 2)
+
+
+def test_a_record_of_specialists_says_what_it_began_with(small, monkeypatch):
+    monkeypatch.setattr(merge, "sets_of", fit.sets_of)  # the small ones
+    record = merge.record("nano", 1, 1e-3, pairs=4)
+    assert record["base"] == version("nano") and record["data"] == ["nano"]
+    assert run.key_of(record) == run.MergeJob("nano", 1, 1e-3).key
 
 
 @pytest.fixture(scope="module")
 def base_and_experts(specialists):
-    experts = [tinyrm.load(folder) for folder in specialists.values()]
-    return tinyrm.load(measure.NANO), experts
+    return tinyrm.load(NANO), [expert.model for expert in specialists.values()]
 
 
 def matrix_of(model):
@@ -528,25 +835,25 @@ def matrix_of(model):
 
 def test_adding_no_change_gives_the_base(base_and_experts):
     base, experts = base_and_experts
-    assert torch.equal(matrix_of(measure.added(base, experts, 0)), matrix_of(base))
+    assert torch.equal(matrix_of(merge.added(base, experts, 0)), matrix_of(base))
 
 
 def test_adding_a_third_of_three_changes_gives_the_average(base_and_experts):
     base, experts = base_and_experts
     average = sum(matrix_of(expert) for expert in experts) / 3
-    found = matrix_of(measure.added(base, experts, 1 / 3))
+    found = matrix_of(merge.added(base, experts, 1 / 3))
     torch.testing.assert_close(found, average, atol=1e-6, rtol=1e-5)
 
 
 def test_adding_one_change_gives_that_specialist(base_and_experts):
     base, experts = base_and_experts
-    found = matrix_of(measure.added(base, experts[:1], 1))
+    found = matrix_of(merge.added(base, experts[:1], 1))
     torch.testing.assert_close(found, matrix_of(experts[0]), atol=1e-6, rtol=1e-5)
 
 
 def test_the_trunk_costs_what_its_layers_cost():
-    config, sizes = tinyrm.read_config(measure.NANO), [40, 60]
+    config, sizes = tinyrm.read_config(NANO), [40, 60]
     d, f, total = config.hidden_size, config.intermediate_size, sum(sizes)
     # layer 0 sees whole rows: products 4 d^2 + 3 d f a token, attention 2 d a pair of tokens
     layer = total * (4 * d * d + 3 * d * f) + 2 * d * (40**2 + 60**2)
-    assert measure.trunk_flops(config, sizes, 1) == 2 * layer
+    assert merge.trunk_flops(config, sizes, 1) == 2 * layer

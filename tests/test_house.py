@@ -212,7 +212,7 @@ def test_a_new_domain_can_be_trained_on(kind_run):
 
 def test_a_new_domain_without_a_recipe_takes_that_of_all(kindness, flags, capsys):
     train.main(flags(domain="kindness", data=kindness, held_out=4, dry_run=True))
-    assert "epochs=12.0" in capsys.readouterr().out  # nano's for all
+    assert "epochs=4.0" in capsys.readouterr().out  # nano's for all
 
 
 def test_a_model_of_a_new_domain_asks_its_question(kind_run):

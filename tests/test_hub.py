@@ -68,6 +68,7 @@ def data_hub():
 
 def test_nano_is_a_folder_of_the_checkout():
     assert fetch_model("nano") == ROOT / "nano"
+    assert fetch_model("nano-instruct") == ROOT / "nano/instruct"
     assert fetch_model("nano-causal") == ROOT / "nano/causal"
     assert (ROOT / "nano/model.safetensors").is_file()
 

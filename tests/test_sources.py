@@ -378,8 +378,8 @@ def row(prompt, **fields):
 def test_nano_brings_its_own_test_pairs():
     sets = load_sets(["nano"], "chat", held_out=0.5, limit=0, seed=0)
     assert sets.train == load_pairs([ROOT / "nano/pairs/chat.train.jsonl"])
-    assert sets.held_out == load_pairs([ROOT / "nano/pairs/chat.test.jsonl"])
-    assert sets.note.startswith("nano/pairs, judged on its test pairs")
+    assert sets.held_out == load_pairs([ROOT / "nano/pairs/chat.choose.jsonl"])
+    assert sets.test == load_pairs([ROOT / "nano/pairs/chat.test.jsonl"])
     assert sets.commits == {}
 
 
@@ -388,6 +388,7 @@ def test_nano_of_all_domains_is_nano_of_each_in_the_order_of_the_table():
     whole = load_sets(["nano"], "all", 0, 0, 0)
     assert whole.train == [pair for sets in each for pair in sets.train]
     assert whole.held_out == [pair for sets in each for pair in sets.held_out]
+    assert whole.test == [pair for sets in each for pair in sets.test]
 
 
 def test_a_domain_that_nano_lacks_is_one_line_and_all_passes_over_it(monkeypatch):
@@ -401,6 +402,7 @@ def test_a_domain_that_nano_lacks_is_one_line_and_all_passes_over_it(monkeypatch
 def test_pairs_of_nano_that_name_no_domain_are_of_that_of_their_file(tmp_path, monkeypatch):
     for domain in ("chat", "cooking"):
         write_pairs(tmp_path / f"{domain}.train.jsonl", row(f"{domain}?"))
+        write_pairs(tmp_path / f"{domain}.choose.jsonl", row(f"{domain}."))
         write_pairs(tmp_path / f"{domain}.test.jsonl", row(f"{domain}!"))
     monkeypatch.setattr(sources, "NANO_PAIRS", tmp_path)
     monkeypatch.setitem(data.DOMAINS, "cooking", COOKING)

@@ -629,7 +629,7 @@ def test_the_script_shows_the_model_and_fills_a_mask(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["tinyrm.py"])
     runpy.run_path(tinyrm.__file__, run_name="__main__")
     out = capsys.readouterr().out
-    assert out.startswith("nano: 838,") and "The better option is[MASK].  ->  [" in out
+    assert out.startswith("nano: 901,") and "The better option is[MASK].  ->  [" in out
 
 
 def test_the_script_prints_an_error_as_one_line_and_exits_with_2(capsys, monkeypatch, tmp_path):

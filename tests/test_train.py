@@ -95,7 +95,8 @@ SIZES = pytest.mark.parametrize("size, config", [
 @SIZES
 @pytest.mark.parametrize("domain", ["reasoning", "safety", "chat", "all"])
 def test_each_size_and_domain_has_its_recipe(size, config, domain):
-    assert train.recipe_for(config, domain) == (size, train.RECIPES[size][domain])
+    recipes = train.RECIPES[size]
+    assert train.recipe_for(config, domain) == (size, recipes.get(domain, recipes["all"]))
 
 
 @SIZES
@@ -125,11 +126,11 @@ def test_a_flag_beats_the_recipe_also_where_it_is_the_default(capsys):
     assert (settings["rank"], settings["freeze"]) == ("128", "0")
 
 
-def test_auto_without_cuda_is_nano_and_says_how_to_ask_for_the_papers_run(capsys, monkeypatch):
+def test_auto_without_cuda_is_nano_instruct_and_says_how_to_ask_for_more(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     train.main(["--domain", "safety", "--dry-run"])
     first_line = capsys.readouterr().out.splitlines()[0]
-    assert first_line.startswith("model nano, data nano, recipe nano (auto")
+    assert first_line.startswith("model nano-instruct, data nano, recipe nano (auto")
     assert "the paper's run is --model large --data hub" in first_line
 
 
@@ -148,11 +149,29 @@ NUMBERED = [Pair(str(i), "a", "b") for i in range(10)]
 
 
 def test_each_epoch_sees_each_pair_once_in_an_order_of_its_own():
-    seen = []
-    for pairs in train.step_pairs(NUMBERED, 4, range(5), seed=17):  # twice through ten pairs
-        seen += pairs
-    assert sorted(seen[:10]) == sorted(seen[10:]) == NUMBERED
-    assert seen[:10] != seen[10:]
+    first, second = [], []
+    for step, pairs in enumerate(train.step_pairs(NUMBERED, 4, range(6), seed=17)):
+        epoch = first if step < 3 else second
+        epoch += pairs
+        assert len(pairs) in (3, 4)  # ten pairs in three steps
+    assert sorted(first) == sorted(second) == NUMBERED
+    assert first != second
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 9, 23])
+def test_a_step_never_holds_a_pair_twice(n):
+    some = [Pair(str(i), "a", "b") for i in range(n)]
+    every = train.steps_an_epoch(n, 4)
+    for pairs in train.step_pairs(some, 4, range(3 * every), seed=17):
+        assert 1 <= len(pairs) == len(set(pairs)) <= 4
+
+
+def test_with_fewer_pairs_than_a_batch_the_batch_is_the_pass(flags, tmp_path, pairs_file):
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(pairs_file.read_text(encoding="utf-8").splitlines(True)[:9]))
+    train.main(flags(data=few, held_out=2, batch_size=256, max_steps=None, epochs=3))
+    lines = metrics_of(tmp_path / "run")
+    assert [line["rows"] for line in lines] == [lines[0]["rows"]] * 3
 
 
 def test_the_pairs_of_a_step_follow_from_its_number():
@@ -442,7 +461,7 @@ def test_a_run_that_is_killed_again_and_again_resumes_to_the_same_bits(flags, tm
 
 def train_until_first_judged(argv):
     """A run that is killed while it judges for the first time."""
-    train.held_out = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    train.check = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     train.main(argv)
 
 

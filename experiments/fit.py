@@ -1,0 +1,270 @@
+"""One fine-tuning run of an experiment: a cell of the grid, a seed, a learning rate -> a record.
+
+It is train.py's recipe (its batches, its step, its check) without a run folder, since a cell is
+measured and not kept. A cell says everything that differs between two runs; what a seed draws again
+is which training pairs are taken, their order, and fresh weights (DoRA's A, a [CLS] layer). The
+words of the test are the same for all seeds.
+"""
+
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data  # noqa: E402
+import dora  # noqa: E402
+import tinyrm  # noqa: E402
+import train  # noqa: E402
+from data import Pair, PromptFormat  # noqa: E402
+from experiments.causal import CausalModernBERT, CausalPromptFormat  # noqa: E402
+from infra.hub import NANOS, ROOT, fetch_model, version_of  # noqa: E402
+from infra.machine import pick_device, pick_micro_tokens  # noqa: E402
+from infra.pairs import split  # noqa: E402
+from infra.sources import load_sets  # noqa: E402
+from tinyrm import ModernBERT  # noqa: E402
+
+RECIPE = "recipe"  # as train.py's recipe for the model and the domain has it
+
+# Passes over the training pairs, by their number: fewer pairs are passed over more often, since a
+# batch is at most a pass. They are the same for all methods.
+PASSES = {30: 24.0, 100: 12.0, 300: 8.0, 1000: 4.0}
+
+
+class Cell(NamedTuple):
+    """A way to train, and what is trained. Two cells of a contrast differ in one field."""
+
+    model: str  # a name as train.py takes it; "random" is nano, "random-X" X with fresh weights
+    domain: str  # or "all"
+    pairs: int  # training pairs of each domain; 0: all there are
+    head: str = "cloze"
+    context: str = "pair"
+    template: str = "option"
+    adapter: str = "dora"
+    freeze: int | str = RECIPE
+
+
+class Architecture(NamedTuple):
+    """The classes that build a model and its rows."""
+
+    model_class: type[ModernBERT]
+    format_class: type[PromptFormat]
+
+
+ENCODER = Architecture(ModernBERT, PromptFormat)
+CAUSAL = Architecture(CausalModernBERT, CausalPromptFormat)
+
+
+def architecture_of(folder: Path) -> Architecture:
+    """What the config.json of a model folder asks for."""
+    model_type = read_json(Path(folder) / "config.json").get("model_type")
+    if model_type == CAUSAL.model_class.config_class.model_type:
+        return CAUSAL
+    return ENCODER
+
+
+# ------------------------------------------------------------------------------- a cell's settings
+
+
+def folder_of(model: str) -> Path:
+    """Where a model's weights are. An encoder of nano's that is not shipped lies in runs/, where
+    nano/make.py puts it. ValueError, with the command, if it is not there."""
+    if model == "random":
+        return fetch_model("nano")
+    if model.startswith("random-"):
+        return fetch_model(model.removeprefix("random-"))
+    made = ROOT / "runs" / model
+    if model.startswith("nano") and model not in NANOS:
+        if not (made / "model.safetensors").is_file():
+            raise ValueError(f"{made} is not there: make it with {how_to_make(model)}")
+        return made
+    return fetch_model(model)
+
+
+def how_to_make(model: str) -> str:
+    """The command that makes an encoder that is not shipped."""
+    command = "python nano/make.py"
+    if model == "nano-text":
+        return f"{command} --instruct nano --no-tasks --out runs/nano-text"
+    if model == "nano-cls":
+        return f"{command} --instruct nano --head cls --out runs/nano-cls"
+    width = model.removeprefix("nano-")
+    return f"{command} --width {width} --out runs/{model}"
+
+
+def is_random(model: str) -> bool:
+    """Whether it is the shape of a model with fresh weights."""
+    return model == "random" or model.startswith("random-")
+
+
+def is_nano(model: str) -> bool:
+    """Whether it is of the micro-world, whose pairs come with the checkout."""
+    return model == "random" or model.startswith("nano")
+
+
+def domains_of(cell: Cell) -> list[str]:
+    if cell.domain == "all":
+        return list(data.DOMAINS)
+    return [cell.domain]
+
+
+def data_of(model: str, files: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """What --data of train.py would be: your files, else the model's own pairs."""
+    if files:
+        return files
+    if is_nano(model):
+        return ("nano",)
+    return ("hub",)
+
+
+def settings_of(cell: Cell, seed: int, rate: float, files: tuple[str, ...] = ()) -> train.Settings:
+    """train.py's settings for a run of the cell. What the cell leaves to the recipe, and the
+    batch, are those of the recipe for the model's shape and the domain."""
+    folder = folder_of(cell.model)
+    config = tinyrm.read_config(folder, architecture_of(folder).model_class.config_class)
+    chosen = dict(train.recipe_for(config, cell.domain).settings)
+    if cell.adapter != RECIPE:
+        if chosen["adapter"] != cell.adapter and cell.adapter == "full":
+            chosen["freeze"] = 0
+        chosen["adapter"] = cell.adapter
+    if cell.freeze != RECIPE:
+        chosen["freeze"] = cell.freeze
+    if rate:
+        chosen["lr"] = rate
+    if cell.pairs:
+        chosen["epochs"] = PASSES[cell.pairs]
+
+    return train.Settings(
+        domain=cell.domain, model=cell.model, data=data_of(cell.model, files), head=cell.head,
+        context=cell.context, template=cell.template, seed=seed, **chosen)
+
+
+# ---------------------------------------------------------------------------------------- its pairs
+
+
+class Sets(NamedTuple):
+    """The pairs of a domain. No prompt (on nano: no word) is in two of them."""
+
+    train: list[Pair]
+    choose: list[Pair]  # rates are chosen by these
+    test: list[Pair]
+
+
+CHOOSE, TEST = 200, 1000  # of a model's own data, held out for choosing and for the test
+
+
+@lru_cache(maxsize=8)
+def sets_of(domain: str, names: tuple[str, ...]) -> Sets:
+    """nano's three sets, or a split of other pairs, which no seed changes."""
+    if names == ("nano",):
+        sets = load_sets(names, domain, 0, 0, 0)
+        return Sets(sets.train, sets.held_out, sets.test)
+    sets = load_sets(names, domain, CHOOSE + TEST, 0, seed=0)
+    sides = split(sets.test, CHOOSE, seed=1)
+    choose = [sets.test[i] for i in sides.held_out]
+    test = [sets.test[i] for i in sides.train]
+    return Sets(sets.train, choose, test)
+
+
+def training_pairs(cell: Cell, seed: int, names: tuple[str, ...]) -> list[Pair]:
+    """So many pairs of each of the cell's domains, drawn by the seed: a specialist and the
+    generalist of a seed have the same ones of a domain. ValueError if there are not so many."""
+    pairs = []
+    for domain in domains_of(cell):
+        everything = sets_of(domain, names).train
+        if len(everything) < cell.pairs:
+            raise ValueError(f"{domain}: {len(everything)} training pairs in {' '.join(names)}, "
+                             f"fewer than {cell.pairs}: give more with --data")
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randperm(len(everything), generator=generator).tolist()
+        if cell.pairs:
+            drawn = drawn[:cell.pairs]
+        pairs.extend(everything[i] for i in drawn)
+    return pairs
+
+
+# ------------------------------------------------------------------------------------------ one run
+
+
+class Fitted(NamedTuple):
+    model: ModernBERT
+    prompt_format: PromptFormat
+    steps: int
+    tokens: int
+    losses: list[float]  # of each step
+
+
+def fit(cell: Cell, settings: train.Settings, pairs: list[Pair]) -> Fitted:
+    """Train on these pairs: train.py's recipe, without a run folder."""
+    hardware = pick_device(settings.device, settings.dtype)
+    folder = folder_of(cell.model)
+    classes = architecture_of(folder)
+    prompt_format = classes.format_class(
+        data.load_tokenizer(folder), template=settings.template, context=settings.context,
+        head=settings.head, domain=settings.domain, max_length=settings.max_length)
+
+    model = tinyrm.load(folder, settings.head, settings.seed, classes.model_class)
+    if is_random(cell.model):
+        model.init_weights(settings.seed)
+    model.to(hardware.device).set_compute_dtype(hardware.dtype)
+    trained = dora.adapt(model, settings.adapter, settings.rank, settings.alpha, settings.freeze,
+                         settings.seed)
+    optimizer = train.make_optimizer(trained, settings.lr)
+    budget = pick_micro_tokens(settings.micro_tokens, model, hardware).tokens
+
+    pairs_a_step = settings.batch_size // 2
+    steps = max(1, round(settings.epochs * train.steps_an_epoch(len(pairs), pairs_a_step)))
+    tokens, losses = 0, []
+    for step, some in enumerate(
+            train.step_pairs(pairs, pairs_a_step, range(steps), settings.seed)):
+        batches = train.make_batches(some, prompt_format, budget, hardware.device).batches
+        rate = settings.lr * train.schedule(step, steps)
+        result = train.train_step(model, optimizer, prompt_format, batches, rate)
+        tokens += result.tokens
+        losses.append(result.loss)
+    dora.merge(model)
+    return Fitted(model.eval(), prompt_format, steps, tokens, losses)
+
+
+def accuracy(model: ModernBERT, prompt_format: PromptFormat, pairs: list[Pair]) -> float:
+    """Share of the pairs that are judged right, both orders averaged; equal is half right."""
+    device = next(model.parameters()).device
+    batches = train.make_batches(pairs, prompt_format, 8192, device).batches
+    return train.check(model, prompt_format, batches, device).accuracy
+
+
+def run(cell: Cell, seed: int, rate: float, part: str = "test", files: tuple[str, ...] = (),
+        everywhere: bool = False) -> dict:
+    """Train, judge on a part ("choose" or "test") of the cell's domains (with `everywhere` of
+    all domains), and return the record."""
+    settings = settings_of(cell, seed, rate, files)
+    pairs = training_pairs(cell, seed, settings.data)
+    began = time.perf_counter()
+    fitted = fit(cell, settings, pairs)
+    seconds = time.perf_counter() - began
+
+    accuracies, n = {}, {}
+    for domain in data.DOMAINS if everywhere else domains_of(cell):
+        judged_by = getattr(sets_of(domain, settings.data), part)
+        accuracies[domain] = round(accuracy(fitted.model, fitted.prompt_format, judged_by), 4)
+        n[domain] = len(judged_by)
+    return {
+        **cell._asdict(),
+        "seed": seed,
+        "part": part,
+        "data": list(settings.data),
+        "accuracy": accuracies,
+        "n": n,
+        "rate": settings.lr,
+        "passes": settings.epochs,
+        "steps": fitted.steps,
+        "tokens": fitted.tokens,
+        "first loss": round(fitted.losses[0], 3),
+        "last loss": round(fitted.losses[-1], 3),
+        "seconds": round(seconds, 1),
+        "base": version_of(folder_of(cell.model)),
+        "torch": torch.__version__,
+    }
