@@ -25,7 +25,7 @@ from infra.hub import NANOS, ROOT, fetch_model, version_of  # noqa: E402
 from infra.machine import pick_device, pick_micro_tokens  # noqa: E402
 from infra.pairs import split  # noqa: E402
 from infra.sources import load_sets  # noqa: E402
-from tinyrm import ModernBERT  # noqa: E402
+from tinyrm import ModernBERT, read_json  # noqa: E402
 
 RECIPE = "recipe"  # as train.py's recipe for the model and the domain has it
 
