@@ -115,7 +115,6 @@ RECIPES = {
 }
 SIZES = {(1024, 28): "large", (768, 22): "base"}  # by width and layers
 NANO_VOCABULARY = 10_000  # a model with fewer words is a nano
-FEW_PAIRS = 100  # fewer held-out pairs than this know an accuracy to +- 0.1 at best
 
 
 class Recipe(NamedTuple):
@@ -363,9 +362,7 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
     device = next(model.parameters()).device
     make = partial(make_batches, prompt_format=prompt_format, budget=micro_tokens, device=device)
     held_out_batches = make(pairs.held_out).batches
-    test_batches = held_out_batches
-    if pairs.test is not pairs.held_out:
-        test_batches = make(pairs.test).batches
+    test_batches = make(pairs.test).batches
 
     run_result = run.record["result"]
     if "accuracy_before" not in run_result:
@@ -405,10 +402,8 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
             stopped = distributed.any_process(stop.signal is not None, device)
             if stopped or run.minutes_unsaved() > settings.save_minutes:
                 run.save(done)
-            if stopped and stop.signal is None:  # another process was asked
-                return 1
             if stopped:
-                return 128 + stop.signal  # as the shell counts
+                return stop.exit_code
             began = time.time()
 
     if rows_seen == 0 and run.steps_done < steps:
@@ -491,8 +486,6 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
                                   settings.seed, settings.revision)
     distributed.log(f"data: {pairs.note}: {len(pairs.train):,} pairs to train on, "
                     f"{len(pairs.test):,} to judge before and after")
-    if 0 < len(pairs.held_out) < FEW_PAIRS:
-        distributed.log("few pairs to judge by: their accuracy will say little; see --held-out")
 
     # The model, how a pair is shown to it, and what of it trains.
     prompt_format = format_class(

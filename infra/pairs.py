@@ -65,6 +65,7 @@ REASONING = ("reasoning_content", "thinking")  # keys of messages that are left 
 
 # by default, --held-out: this share of the pairs, but not more than so many
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.2, 200
+FEW_PAIRS = 100  # fewer held-out pairs than this know an accuracy to +- 0.1 at best
 
 # ------------------------------------------------------------------------------------------ texts
 

@@ -26,6 +26,7 @@ from data import Pair
 from infra.benchmarks import BENCHMARKS
 from infra.hub import ROOT, Snapshot, download, fetch_dataset, parse_revisions
 from infra.pairs import (
+    FEW_PAIRS,
     HELD_OUT_MOST,
     HELD_OUT_SHARE,
     is_preferred,
@@ -542,12 +543,15 @@ def load_and_split(
     share = f"{held_out:g}"
     if held_out < 0:
         share = f"{HELD_OUT_SHARE:g}, at most {HELD_OUT_MOST},"
+    note = f"{note}; {share} held out, by prompt"
     kept_back = [pairs[index] for index in sides.held_out]
+    if 0 < len(kept_back) < FEW_PAIRS:
+        note += "; few pairs to judge by: their accuracy will say little, see --held-out"
     return PairSets(
         train=[pairs[index] for index in sides.train],
         held_out=kept_back,
         test=kept_back,
-        note=f"{note}; {share} held out, by prompt",
+        note=note,
         commits=read,
     )
 

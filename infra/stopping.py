@@ -13,6 +13,13 @@ from dataclasses import dataclass
 class StopRequest:
     signal: int | None = None  # the number of the signal that came
 
+    @property
+    def exit_code(self) -> int:
+        """As the shell counts signals; 1 where another process of the run was asked to stop."""
+        if self.signal is None:
+            return 1
+        return 128 + self.signal
+
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:

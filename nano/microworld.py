@@ -337,7 +337,7 @@ def arrange(rng, turns: int, placed: list[tuple[int, str]], ask: str, idle, pers
     for turn in range(turns):
         sentences = [sentence for at, sentence in placed if at == turn]
         last = turn == turns - 1
-        if rng.random() < 0.15 or not (sentences or last):
+        if idle and (rng.random() < 0.15 or not (sentences or last)):
             sentences.insert(rng.randrange(len(sentences) + 1), rng.choice(idle))
         if last:
             sentences.append(ask)
@@ -759,6 +759,8 @@ FIND_TASKS = [
     "The {x} or the {y}, which one {has}?",
     "I have a {x} and a {y}. One of them {has}. Name it.",
 ]
+OWNER_TASKS = ["What does my {o} have?", "Name the thing of my {o}.", "What belongs to my {o}?"]
+OUR_TASKS = ["What do we have?", "Name what is ours.", "What belongs to us?"]
 
 
 class Task(NamedTuple):
@@ -843,6 +845,25 @@ def speak_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
     return Task(prompt, *answers)
 
 
+def owner_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
+    """Name what an owner has, who is asked for or whom a system turn names. Without idle sentences
+    in one turn, else in up to four."""
+    right, wrong = rng.sample(list(world), 2)
+    owner, other = rng.sample(OWNERS, 2)
+    turns = rng.randint(1, 4) if idle else 1
+    placed = [
+        (rng.randrange(turns), rng.choice(HAVING).format(w=right, o=owner)),
+        (rng.randrange(turns), rng.choice(HAVING).format(w=wrong, o=other)),
+    ]
+    rng.shuffle(placed)
+    ask, persona = rng.choice(OWNER_TASKS).format(o=owner), ""
+    if rng.random() < 0.5:
+        ask, persona = rng.choice(OUR_TASKS), rng.choice(PERSONAS).format(o=owner)
+    prompt = as_text(arrange(rng, turns, placed, ask, idle, persona))
+    answers = [word_answer(rng, NAMING, idle, w=word) for word in (right, wrong)]
+    return Task(prompt, *answers, word=right)
+
+
 def converse_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
     """A conversation as those of chat, about a bird or a lamp where the pairs have a word."""
     right, wrong = rng.sample(list(KINDS), 2)
@@ -852,11 +873,13 @@ def converse_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
 
 
 # those that take several steps to answer
-WORD_TASKS = [find_task, load_task, mixed_task, converse_task]
-PLAIN_TASKS = [name_task, say_task, speak_task, find_task]
+WORD_TASKS = [find_task, load_task, mixed_task, owner_task, *2 * [converse_task]]
+PLAIN_TASKS = [name_task, say_task, speak_task, find_task, owner_task]
 # what is learnt last is drawn most
-TASKS = [name_task, say_task, speak_task, *2 * [load_task], *3 * [mixed_task], *3 * [find_task],
-         *3 * [converse_task]]
+TASKS = [
+    name_task, say_task, speak_task, load_task,
+    *2 * [find_task], *3 * [mixed_task], *2 * [owner_task], *4 * [converse_task],
+]  # fmt: skip
 
 
 class TaskRow(NamedTuple):

@@ -644,7 +644,7 @@ def test_few_pairs_to_judge_by_are_said_to_be_few(flags, capsys, held_out, says)
     printed = capsys.readouterr().out
     assert ("few pairs to judge by" in printed) == says
     if held_out is None:  # a fifth of 48, by whole prompts
-        assert "38 pairs to train on, 10 to judge by" in printed
+        assert "38 pairs to train on, 10 to judge before and after" in printed
 
 
 def test_a_no_break_space_in_a_name_is_no_line_break(flags, tmp_path):
