@@ -6,6 +6,7 @@ is which training pairs are taken, their order, and fresh weights (DoRA's A, a [
 words of the test are the same for all seeds.
 """
 
+import math
 import sys
 import time
 from functools import lru_cache
@@ -216,7 +217,7 @@ def fit(cell: Cell, settings: train.Settings, pairs: list[Pair]) -> Fitted:
     budget = pick_micro_tokens(settings.micro_tokens, model, hardware).tokens
 
     pairs_a_step = settings.batch_size // 2
-    steps = max(1, round(settings.epochs * train.steps_an_epoch(len(pairs), pairs_a_step)))
+    steps = max(1, round(settings.epochs * math.ceil(len(pairs) / pairs_a_step)))
     tokens, losses = 0, []
     for step, some in enumerate(
             train.step_pairs(pairs, pairs_a_step, range(steps), settings.seed)):
