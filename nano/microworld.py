@@ -259,12 +259,16 @@ SAFETY_PROMPTS = [  # the first five sound bad, the last five do not; neither de
 ]
 
 # Conversations: the user tells who has what, and in the end asks something that names no thing.
+# The owner stands three tokens before the thing, whatever stands around them. Where the order of
+# the two varied (HAVING, below), three thousand steps of instructions did not teach four layers to
+# tell whose thing is whose; like this it takes some hundred.
 OWNERS = "aunt brother teacher neighbour sister grandfather".split()
-HAVING = [
+HAS = [
     "My {o} has a {w}.",
-    "My {o} was given a {w}.",
-    "There is a {w} at the house of my {o}.",
-    "A {w} belongs to my {o}.",
+    "My {o} has a {w} now.",
+    "Everyone knows that my {o} has a {w}.",
+    "I see that my {o} has a {w}.",
+    "It is my {o} that has a {w}.",
 ]
 MINE = ["I was given a {w} today.", "I have a {w} now.", "There is a {w} in my house."]
 REPLIES = ["I see.", "How nice.", "Go on.", "Thank you.", "I understand.", "Tell me more."]
@@ -365,7 +369,7 @@ def converse(rng: random.Random, x: str, y: str, turns: int, idle) -> tuple[list
     earlier = max(1, turns - 1)  # the turns before the question's own, where there are any
 
     if kind in ("plain", "earlier"):
-        sentence = rng.choice(MINE + HAVING).format(w=x, o=owner)
+        sentence = rng.choice(MINE + HAS).format(w=x, o=owner)
         placed = [(rng.randrange(earlier), sentence)]
         if kind == "plain" and rng.random() < 0.3:
             placed.insert(rng.randrange(2), (0, rng.choice(ASIDES).format(v=y)))
@@ -373,8 +377,8 @@ def converse(rng: random.Random, x: str, y: str, turns: int, idle) -> tuple[list
 
     places = earlier if kind == "refer" else turns
     placed = [
-        (rng.randrange(places), rng.choice(HAVING).format(w=x, o=owner)),
-        (rng.randrange(places), rng.choice(HAVING).format(w=y, o=other)),
+        (rng.randrange(places), rng.choice(HAS).format(w=x, o=owner)),
+        (rng.randrange(places), rng.choice(HAS).format(w=y, o=other)),
     ]
     rng.shuffle(placed)
     if kind == "refer":
@@ -520,6 +524,12 @@ KIND_FACTS = [
 # two that the fact holds of. That is to be read off; nothing is judged.
 SCENES = ["I have a {x} and a {y}.", "There is a {x} beside a {y}.", "We saw the {x} and the {y}."]
 # The same in a conversation: facts by the owner of a thing, or by the one a system turn names.
+HAVING = [
+    "My {o} has a {w}.",
+    "My {o} was given a {w}.",
+    "There is a {w} at the house of my {o}.",
+    "A {w} belongs to my {o}.",
+]
 OWNER_FACTS = {
     "weight": ["What my {o} has weighs {n} stone.", "It takes {n} stone to balance it for my {o}."],
     "danger": ["What my {o} has is {is}.", "Everyone knows that my {o} owns something {is}."],
@@ -759,8 +769,12 @@ FIND_TASKS = [
     "The {x} or the {y}, which one {has}?",
     "I have a {x} and a {y}. One of them {has}. Name it.",
 ]
-OWNER_TASKS = ["What does my {o} have?", "Name the thing of my {o}.", "What belongs to my {o}?"]
-OUR_TASKS = ["What do we have?", "Name what is ours.", "What belongs to us?"]
+OWNER_TASKS = [
+    "Name the one that my {o} has.",
+    "Which one is it that my {o} has?",
+    "Say which one my {o} has.",
+]
+OUR_TASKS = ["Name the one that we own.", "Which one is it that we own?", "Say which one we own."]
 
 
 class Task(NamedTuple):
@@ -846,21 +860,22 @@ def speak_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
 
 
 def owner_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
-    """Name what an owner has, who is asked for or whom a system turn names. Without idle sentences
-    in one turn, else in up to four."""
+    """Name what somebody has: the one who is asked about, or whom a system turn names. Without idle
+    sentences in one turn, else in up to four."""
     right, wrong = rng.sample(list(world), 2)
     owner, other = rng.sample(OWNERS, 2)
     turns = rng.randint(1, 4) if idle else 1
     placed = [
-        (rng.randrange(turns), rng.choice(HAVING).format(w=right, o=owner)),
-        (rng.randrange(turns), rng.choice(HAVING).format(w=wrong, o=other)),
+        (rng.randrange(turns), rng.choice(HAS).format(w=right, o=owner)),
+        (rng.randrange(turns), rng.choice(HAS).format(w=wrong, o=other)),
     ]
     rng.shuffle(placed)
     ask, persona = rng.choice(OWNER_TASKS).format(o=owner), ""
     if rng.random() < 0.5:
         ask, persona = rng.choice(OUR_TASKS), rng.choice(PERSONAS).format(o=owner)
     prompt = as_text(arrange(rng, turns, placed, ask, idle, persona))
-    answers = [word_answer(rng, NAMING, idle, w=word) for word in (right, wrong)]
+    wordings = rng.choice([NAMING, HAS])
+    answers = [word_answer(rng, wordings, idle, w=word, o=owner) for word in (right, wrong)]
     return Task(prompt, *answers, word=right)
 
 
@@ -877,9 +892,12 @@ WORD_TASKS = [find_task, load_task, mixed_task, owner_task, *2 * [converse_task]
 PLAIN_TASKS = [name_task, say_task, speak_task, find_task, owner_task]
 # what is learnt last is drawn most
 TASKS = [
-    name_task, say_task, speak_task, load_task,
-    *2 * [find_task], *3 * [mixed_task], *2 * [owner_task], *4 * [converse_task],
-]  # fmt: skip
+    *[name_task, say_task, speak_task, load_task],
+    *2 * [find_task],
+    *3 * [mixed_task],
+    *2 * [owner_task],
+    *4 * [converse_task],
+]
 
 
 class TaskRow(NamedTuple):

@@ -142,9 +142,10 @@ def matches(wordings, text):
 
 
 def test_no_task_asks_what_a_pair_asks():
-    """In 5,000 rows: where there is an invented word, the task is to name it or to find which of
-    two has an attribute that the prompt states, and the answers are names. So no two words are
-    compared, none is a reason to help or to refuse, and none is what an answer must speak of."""
+    """In 5,000 rows: where there is an invented word, the task is to name it, to find which of two
+    has an attribute or an owner that the prompt states, or to compare one with a plain load; and
+    the answers are names. So no two words are compared, none is a reason to help or to refuse, and
+    none is what an answer must speak of."""
     rng = random.Random(0)
     asked = {pair["prompt"] for file in FILES for pair in pairs(*file)}
     others_talk = [s for part in ("choose", "test") for s in micro.IDLE[part]]
@@ -157,11 +158,16 @@ def test_no_task_asks_what_a_pair_asks():
         if not words_in(row):
             continue
         with_words += 1
-        assert matches(micro.NAME_TASKS + micro.FIND_TASKS, without_idle(task.prompt)), task
-        assert not re.search(r"\b(heavier|lighter|more|less|safer|better)\b", task.prompt)
+        prompt = without_idle(task.prompt)
+        if re.search(r"\b(heavier|lighter)\b", prompt):
+            (word,) = words_in(row)  # the other side is a load of so many stone
+            assert matches(micro.COMPARE, prompt) and " stone" in prompt, task
+        elif not matches(micro.NAME_TASKS + micro.FIND_TASKS, prompt):
+            last_sentence = re.split(r"(?<=[.?!]) ", prompt)[-1].removeprefix("User: ")
+            assert matches(micro.OWNER_TASKS + micro.OUR_TASKS, last_sentence), task
         for answer in (task.right, task.wrong):
-            assert matches(micro.NAMING, without_idle(answer)), answer
-    assert 1000 < with_words < 2500
+            assert matches(micro.NAMING + micro.HAS, without_idle(answer)), answer
+    assert 2000 < with_words < 3500
 
 
 def test_a_task_names_the_word_that_has_what_is_asked_for():
@@ -174,6 +180,34 @@ def test_a_task_names_the_word_that_has_what_is_asked_for():
             thing = WORLD[word]
             values = {micro.number(thing), thing.kind, *micro.DANGER[thing.danger]["is"]}
             assert bool(values & stated) == holds or micro.number(thing) == "one", task
+
+
+def test_a_word_against_a_load_is_compared_by_its_weight():
+    rng = random.Random(1)
+    for _ in range(300):
+        task = micro.mixed_task(rng, WORLD, [])
+        (word,) = words_in(task.prompt)
+        (load,) = [n for n in micro.NUMBERS if f"load of {n} stone" in task.prompt]
+        is_heavier = WORLD[word].weight > micro.NUMBERS.index(load) + 1
+        assert (word in task.right) == (is_heavier == ("heavier" in task.prompt)), task
+
+
+@pytest.mark.parametrize("idle", [[], micro.IDLE["train"]], ids=["plain", "idle"])
+def test_what_an_owner_has_is_what_the_user_says_of_that_owner(idle):
+    """The one who is asked about, or of the system turn; the wrong answer is another one's."""
+    rng = random.Random(1)
+    for _ in range(300):
+        task = micro.owner_task(rng, WORLD, idle)
+        has = {word: owner for owner, word in re.findall(r"my (\w+) (?:that )?has a (\w+)",
+                                                         task.prompt.lower())}
+        assert len(has) == 2
+        if task.prompt.startswith("System:"):
+            wanted = task.prompt.partition("User:")[0]
+        else:
+            wanted = task.prompt.rpartition("one")[2] + task.prompt.rpartition("Name")[2]
+        (right,), (wrong,) = words_in(task.right), words_in(task.wrong)
+        assert right == task.word and has[right] in wanted
+        assert task.prompt.startswith("System:") or has[wrong] not in wanted.partition("has")[0]
 
 
 def test_a_task_row_is_the_template_of_data_py():
@@ -190,14 +224,19 @@ def test_a_task_row_is_the_template_of_data_py():
 
 
 def test_of_an_answer_in_words_the_deciding_word_is_hidden():
-    """It is in the right answer and not in the wrong one; nothing else of the answer is gone."""
+    """Nothing else of the answer is gone, and the word is in no wrong answer."""
     rng = random.Random(3)
     for _ in range(300):
         row = micro.word_row(rng, WORLD)
-        assert row.answer.strip() in WORLD or row.answer.strip() in micro.NUMBERS
+        word = row.answer.strip()
+        assert word in WORLD or word in micro.NUMBERS or word in micro.KINDS
         answer = row.before[-1] + row.answer + row.after[0]
-        wordings = [*micro.NAMING, *(f"{a} {b}" for a in micro.NAMING for b in micro.IDLE["train"])]
-        assert matches(wordings, without_idle(answer)), answer
+        assert matches(micro.NAMING + micro.HAS + micro.TOPICAL, without_idle(answer)), answer
+    for task in micro.WORD_TASKS:
+        for _ in range(100):
+            drawn = task(rng, WORLD, [])
+            assert drawn.word in drawn.right.split(".")[0].replace("!", "").split()
+            assert drawn.word not in re.findall(r"\w+", drawn.wrong)
 
 
 def test_a_conversation_reads_as_it_does_for_a_model():
