@@ -33,6 +33,8 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,9 +104,6 @@ GROUPS = {
                  budgets=FEW_AND_MANY, models=("nano-instruct",)),
         Contrast("cloze against [CLS], in the other template", {"template": "choice"},
                  {"template": "choice", "head": "cls"}, budgets=FEW_AND_MANY),
-        Contrast("cloze against [CLS] that was instructed too", {},
-                 {"model": "nano-cls", "head": "cls"}, budgets=FEW_AND_MANY,
-                 models=("nano-instruct",)),
     ],
 }
 
@@ -139,21 +138,25 @@ def side(model: str, pairs: int, domains: Iterable[str], changes: dict) -> Side:
     return Side(cells)
 
 
-def comparisons(group: str, models: Iterable[str], domains: list[str]) -> list[Comparison]:
-    """All comparisons of a group. ValueError if it has none for these models."""
+def comparisons(group: str, models: Iterable[str], domains: list[str],
+                budgets: Iterable[int] = BUDGETS) -> list[Comparison]:
+    """All comparisons of a group at these budgets. ValueError if it has none for these models."""
     found = []
     for model in models:
         for contrast in GROUPS[group]:
             if contrast.models and model not in contrast.models:
                 continue
             for pairs in contrast.budgets:
+                if pairs not in budgets:
+                    continue
                 a = side(model, pairs, domains, contrast.a)
                 b = side(model, pairs, domains, contrast.b)
                 found.append(Comparison(contrast.name, model, pairs, contrast.seeds, a, b))
     if not found:
         wanted = sorted({name for contrast in GROUPS[group] for name in contrast.models})
+        counts = sorted({pairs for contrast in GROUPS[group] for pairs in contrast.budgets})
         raise ValueError(f"{group}: nothing to run for {', '.join(models)}: it is for "
-                         f"{', '.join(wanted)}")
+                         f"{', '.join(wanted)}, with {', '.join(map(str, counts))} pairs")
     return found
 
 
@@ -196,7 +199,7 @@ class Job(NamedTuple):
 
 
 MERGE_SEEDS = 8
-NO_MERGE = ("random", "nano-causal", "nano-cls")  # merge.py knows encoders under the cloze
+NO_MERGE = ("random", "nano-causal")  # merge.py knows encoders under the cloze
 
 
 class MergeJob(NamedTuple):
@@ -357,12 +360,20 @@ def make_missing(jobs: list[Job] | list[MergeJob], records: dict[str, dict],
     waiting = waiting[:most]
     if not waiting:
         return 0
-    tasks = [Task(job, files) for job in waiting]
-    with multiprocessing.get_context("spawn").Pool(workers, one_thread) as pool:
-        for number, record in enumerate(pool.imap_unordered(make, tasks), 1):
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, spawn, one_thread)
+    try:
+        futures = [pool.submit(make, Task(job, files)) for job in waiting]
+        for number, future in enumerate(as_completed(futures), 1):
+            record = future.result()
             keep(record)
             records[key_of(record)] = record
             print(f"{number} of {len(waiting)}: {key_of(record)}{result_of(record)}", flush=True)
+    except BrokenProcessPool:
+        raise ValueError("a run was killed from outside (too little memory?): give the same "
+                         "command again, with fewer --jobs") from None
+    finally:
+        pool.shutdown(cancel_futures=True)  # after the runs at hand
     return len(waiting)
 
 
@@ -602,6 +613,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("groups", nargs="*", metavar="GROUP", help=f"{', '.join(names)}; default: all")
     add("--model", nargs="+", default=ON_NANO, help="names as train.py takes them")
     add("--domain", nargs="+", default=list(data.DOMAINS), choices=list(data.DOMAINS))
+    add("--pairs", nargs="+", type=int, default=list(BUDGETS), choices=BUDGETS,
+        help="training pairs of a domain: the contrasts at these budgets")
     add("--data", nargs="+", default=[], help="files of pairs; default: nano's own, else the hub's")
     add("--seeds", type=int, default=12, help="of the promised seeds the first so many")
     add("--jobs", type=int, default=1, help="runs at once, each on one thread")
@@ -657,7 +670,7 @@ def main(argv: list[str] | None = None) -> None:
     families = {}
     for group in flags.groups:
         if group in GROUPS:
-            families[group] = comparisons(group, flags.model, flags.domain)
+            families[group] = comparisons(group, flags.model, flags.domain, flags.pairs)
     merged = []
     if "merge" in flags.groups:
         merged = flags.model

@@ -7,10 +7,13 @@ same budget, no rate is chosen on the test, nothing is run twice, a shared trunk
 import itertools
 import json
 import math
+import os
 import random
 import runpy
 import shutil
+import signal
 import sys
+from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -393,20 +396,31 @@ def record_without_training(task) -> dict:
     }
 
 
-class OneProcess:
-    """In place of multiprocessing's context: a pool that is this process."""
+class ThisProcess:
+    """In place of a pool: a run is made when it is asked for, here."""
 
-    def Pool(self, workers, initializer):
-        return self
+    def __init__(self, workers, context, initializer):
+        self.waiting = []
 
-    def __enter__(self):
-        return self
+    def submit(self, function, task):
+        future = Future()
+        self.waiting.append((future, function, task))
+        return future
 
-    def __exit__(self, *error):
-        pass
+    def as_completed(self, futures):
+        for future, function, task in self.waiting:
+            try:
+                future.set_result(function(task))
+            except Exception as error:
+                future.set_exception(error)
+            yield future
 
-    def imap_unordered(self, function, tasks):
-        return map(function, tasks)
+    def shutdown(self, cancel_futures):
+        assert cancel_futures
+
+
+def die(task):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Bench:
@@ -438,7 +452,14 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "GROUPS", {"one": [contrast]})
     monkeypatch.setattr(run, "RECORDS", tmp_path)
     monkeypatch.setattr(run, "make", bench.make)
-    monkeypatch.setattr(run.multiprocessing, "get_context", lambda way: OneProcess())
+    pools = []
+
+    def open_pool(*args):
+        pools.append(ThisProcess(*args))
+        return pools[-1]
+
+    monkeypatch.setattr(run, "ProcessPoolExecutor", open_pool)
+    monkeypatch.setattr(run, "as_completed", lambda futures: pools[-1].as_completed(futures))
     return bench
 
 
@@ -450,6 +471,19 @@ def test_all_runs_are_made_once(bench):
     run.main(ONE)
     run.main(ONE)
     assert len(bench.made) == len(set(bench.made)) == len(bench.records()) == ALL
+
+
+def test_a_worker_that_is_killed_ends_in_a_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "make", die)
+    jobs = [run.Job(Cell("nano", "safety", 30), 1, 1e-3, "test")]
+    with pytest.raises(ValueError, match="killed from outside"):
+        run.make_missing(jobs, {}, (), 1, 1)
+
+
+def test_one_budget_alone(bench):
+    with pytest.raises(ValueError, match="nothing to run for nano: .* with 30 pairs"):
+        run.comparisons("one", ["nano"], ["safety"], [100])
+    assert len(run.comparisons("one", ["nano"], ["safety"], [30, 100])) == 1
 
 
 def test_most_ends_after_so_many_runs_and_the_next_start_goes_on(bench):
