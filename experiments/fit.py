@@ -21,10 +21,13 @@ import dora  # noqa: E402
 import tinyrm  # noqa: E402
 import train  # noqa: E402
 from data import Pair, PromptFormat  # noqa: E402
+from evaluate import RewardModel, judge_all  # noqa: E402
 from experiments.causal import CausalModernBERT, CausalPromptFormat  # noqa: E402
+from infra.benchmarks import load_eval_set  # noqa: E402
 from infra.hub import NANOS, ROOT, fetch_model, version_of  # noqa: E402
 from infra.machine import pick_device, pick_micro_tokens  # noqa: E402
 from infra.pairs import split  # noqa: E402
+from infra.report import report  # noqa: E402
 from infra.sources import load_sets  # noqa: E402
 from tinyrm import ModernBERT, read_json  # noqa: E402
 
@@ -235,10 +238,22 @@ def accuracy(model: ModernBERT, prompt_format: PromptFormat, pairs: list[Pair]) 
     return train.check(model, prompt_format, batches, device).accuracy
 
 
+def benchmark_scores(fitted: Fitted, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """{benchmark or file: {line of its report: score}}"""
+    device = next(fitted.model.parameters()).device
+    judge = RewardModel(fitted.model, fitted.prompt_format, device)
+    scores = {}
+    for name in names:
+        eval_set = load_eval_set(name)
+        summary, _ = report(eval_set.measure, judge_all(judge, eval_set))
+        scores[name] = {line["name"]: round(line["score"], 4) for line in summary["lines"]}
+    return scores
+
+
 def run(cell: Cell, seed: int, rate: float, part: str = "test", files: tuple[str, ...] = (),
-        everywhere: bool = False) -> dict:
+        everywhere: bool = False, benchmarks: tuple[str, ...] = ()) -> dict:
     """Train, judge on a part ("choose" or "test") of the cell's domains (with `everywhere` of
-    all domains), and return the record."""
+    all domains) and on benchmarks, and return the record."""
     settings = settings_of(cell, seed, rate, files)
     pairs = training_pairs(cell, seed, settings.data)
     began = time.perf_counter()
@@ -257,6 +272,7 @@ def run(cell: Cell, seed: int, rate: float, part: str = "test", files: tuple[str
         "data": list(settings.data),
         "accuracy": accuracies,
         "n": n,
+        "benchmarks": benchmark_scores(fitted, benchmarks),
         "rate": settings.lr,
         "passes": settings.epochs,
         "steps": fitted.steps,

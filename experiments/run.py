@@ -44,6 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 from experiments import fit, merge, stats  # noqa: E402
 from experiments.fit import PASSES, Cell, data_of, folder_of, is_nano  # noqa: E402
+from infra.benchmarks import BENCHMARKS  # noqa: E402
 from infra.hub import MODEL_NAMES, ROOT, version_of  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
 
@@ -106,6 +107,12 @@ GROUPS = {
                  {"template": "choice", "head": "cls"}, budgets=FEW_AND_MANY),
     ],
 }
+
+# the recipes of the paper's models are not alike in all domains (train.RECIPES), nano's are
+RECIPE = {"adapter": fit.RECIPE}
+for large in ("large", "large-instruct", "base"):
+    GROUPS["freeze"].append(Contrast("the domain's own recipe against DoRA and freezing in all",
+                                     RECIPE, {}, budgets=(1000,), models=(large,)))
 
 for size in ("17m", "32m", "68m", "150m", "400m", "1b"):
     GROUPS["causal"].append(
@@ -337,13 +344,17 @@ class Task(NamedTuple):
 
     job: Job | MergeJob
     files: tuple[str, ...]
+    benchmarks: tuple[str, ...] = ()
 
 
 def make(task: Task) -> dict:
     job = task.job
     if isinstance(job, MergeJob):
         return merge.record(job.model, job.seed, job.rate, task.files)
-    return fit.run(job.cell, job.seed, job.rate, job.part, task.files, job.everywhere)
+    benchmarks = ()
+    if job.part == "test" and job.cell.pairs == max(BUDGETS):
+        benchmarks = task.benchmarks
+    return fit.run(job.cell, job.seed, job.rate, job.part, task.files, job.everywhere, benchmarks)
 
 
 def one_thread() -> None:
@@ -353,7 +364,8 @@ def one_thread() -> None:
 
 
 def make_missing(jobs: list[Job] | list[MergeJob], records: dict[str, dict],
-                 files: tuple[str, ...], workers: int, most: int) -> int:
+                 files: tuple[str, ...], workers: int, most: int,
+                 benchmarks: tuple[str, ...] = ()) -> int:
     """Make the runs without a record, at most so many, each kept the moment it is there; returns
     how many were made."""
     waiting = [job for job in jobs if job.key not in records]
@@ -363,7 +375,7 @@ def make_missing(jobs: list[Job] | list[MergeJob], records: dict[str, dict],
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, spawn, one_thread)
     try:
-        futures = [pool.submit(make, Task(job, files)) for job in waiting]
+        futures = [pool.submit(make, Task(job, files, benchmarks)) for job in waiting]
         for number, future in enumerate(as_completed(futures), 1):
             record = future.result()
             keep(record)
@@ -616,6 +628,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--pairs", nargs="+", type=int, default=list(BUDGETS), choices=BUDGETS,
         help="training pairs of a domain: the contrasts at these budgets")
     add("--data", nargs="+", default=[], help="files of pairs; default: nano's own, else the hub's")
+    add("--benchmarks", nargs="+", default=[], metavar="NAME",
+        help=f"{', '.join(BENCHMARKS)}, or files: scores that runs with most pairs keep")
     add("--seeds", type=int, default=12, help="of the promised seeds the first so many")
     add("--jobs", type=int, default=1, help="runs at once, each on one thread")
     add("--most", type=int, default=0, help="stop after so many runs; 0: all")
@@ -702,7 +716,7 @@ def main(argv: list[str] | None = None) -> None:
         if flags.dry_run:
             show_plan(group, jobs, records)
             continue
-        left -= make_missing(jobs, records, files, flags.jobs, left)
+        left -= make_missing(jobs, records, files, flags.jobs, left, tuple(flags.benchmarks))
         show(decide(compared, records, rates), group)
         if group == "claims":
             show_elsewhere(flags.model, flags.domain, records, rates)

@@ -351,7 +351,8 @@ def arrange(rng, turns: int, placed: list[tuple[int, str]], ask: str, idle, pers
     return messages
 
 
-def converse(rng: random.Random, x: str, y: str, turns: int, idle) -> tuple[list[dict], str]:
+def converse(rng: random.Random, x: str, y: str, turns: int, idle: list[str],
+             having: list[str] = HAS) -> tuple[list[dict], str]:
     """(messages, subset): a conversation that ends in a question to which an answer has to speak of
     the thing x, and not of y. What decides is an earlier turn, or a system turn:
 
@@ -369,7 +370,7 @@ def converse(rng: random.Random, x: str, y: str, turns: int, idle) -> tuple[list
     earlier = max(1, turns - 1)  # the turns before the question's own, where there are any
 
     if kind in ("plain", "earlier"):
-        sentence = rng.choice(MINE + HAS).format(w=x, o=owner)
+        sentence = rng.choice(MINE + having).format(w=x, o=owner)
         placed = [(rng.randrange(earlier), sentence)]
         if kind == "plain" and rng.random() < 0.3:
             placed.insert(rng.randrange(2), (0, rng.choice(ASIDES).format(v=y)))
@@ -377,8 +378,8 @@ def converse(rng: random.Random, x: str, y: str, turns: int, idle) -> tuple[list
 
     places = earlier if kind == "refer" else turns
     placed = [
-        (rng.randrange(places), rng.choice(HAS).format(w=x, o=owner)),
-        (rng.randrange(places), rng.choice(HAS).format(w=y, o=other)),
+        (rng.randrange(places), rng.choice(having).format(w=x, o=owner)),
+        (rng.randrange(places), rng.choice(having).format(w=y, o=other)),
     ]
     rng.shuffle(placed)
     if kind == "refer":
@@ -636,7 +637,8 @@ def plain_row(rng: random.Random) -> list[str]:
         answers = [word_answer(rng, wordings, ALL_IDLE) for _ in range(2)]
     else:
         x, y = rng.sample(list(KINDS), 2)
-        prompt = as_text(converse(rng, x, y, rng.randint(1, 4), ALL_IDLE)[0])
+        messages, _ = converse(rng, x, y, rng.randint(1, 4), ALL_IDLE, HAVING)
+        prompt = as_text(messages)
         answers = [word_answer(rng, TOPICAL, ALL_IDLE, k=x) for _ in range(2)]
     rng.shuffle(answers)
     return in_template(rng, domain, prompt, *answers)

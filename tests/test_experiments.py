@@ -204,6 +204,16 @@ def test_everywhere_is_all_domains(small):
     assert list(record["accuracy"]) == list(DOMAINS)
 
 
+def test_scores_on_a_file_are_kept(small, tmp_path):
+    """The same ten pairs from a file: the judge's accuracy is the run's own."""
+    lines = (NANO / "pairs/safety.test.jsonl").read_text("utf-8").splitlines(True)[:10]
+    file = tmp_path / "ten.jsonl"
+    file.write_text("".join(lines), encoding="utf-8")
+    record = record_of(Cell("nano", "safety", 4), 1, benchmarks=(str(file),))
+    assert record["benchmarks"][str(file)]["all"] == record["accuracy"]["safety"]
+    assert {"refuse", "help"} & record["benchmarks"][str(file)].keys()
+
+
 def test_other_models_have_a_random_control_too(tiny):
     assert fit.folder_of(f"random-{tiny}") == tiny
 
