@@ -24,7 +24,7 @@ import torch
 
 import data
 import tinyrm
-from experiments import fit, measure, merge, run, stats
+from experiments import fit, measure, merge, robustness, run, stats
 from experiments.causal import CausalModernBERT, CausalPromptFormat
 from experiments.fit import Cell
 from experiments.stats import Effect
@@ -212,6 +212,36 @@ def test_scores_on_a_file_are_kept(small, tmp_path):
     record = record_of(Cell("nano", "safety", 4), 1, benchmarks=(str(file),))
     assert record["benchmarks"][str(file)]["all"] == record["accuracy"]["safety"]
     assert {"refuse", "help"} & record["benchmarks"][str(file)].keys()
+
+
+def test_idle_talk_is_put_on_the_sides_that_are_named():
+    pairs = fit.sets_of("safety", ("nano",)).test
+    talk = robustness.microworld.IDLE["test"]
+
+    def has_talk(text):
+        return any(sentence in text for sentence in talk)
+
+    for name, sides in robustness.IDLE_ON.items():
+        for pair in robustness.with_idle_talk(pairs, sides):
+            assert has_talk(pair.chosen) == (name in ("right", "both"))
+            assert has_talk(pair.rejected) == (name in ("wrong", "both"))
+
+
+def test_conversations_by_their_turns_are_all_conversations():
+    test = fit.sets_of("chat", ("nano",)).test
+    groups = robustness.by_turns(test)
+    assert list(groups) == ["1 turn", "2 turns", "3 turns", "4 turns"]
+    assert sum(len(pairs) for pairs in groups.values()) == len(test)
+
+
+def test_the_table_of_a_specialist_is_complete(small, monkeypatch, capsys):
+    monkeypatch.setitem(fit.PASSES, 1000, 0.02)  # a step
+    robustness.main(["--seeds", "2", "--model", "nano"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines if ", " in line] == [
+        "| reasoning, before", "| reasoning, after", "| safety, before", "| safety, after",
+        "| chat, before", "| chat, after", "| reasoning, fresh weights", "| chat, after"]
+    assert lines[3].count("±") == 4
 
 
 def test_other_models_have_a_random_control_too(tiny):
