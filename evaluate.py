@@ -50,7 +50,7 @@ from infra.benchmarks import BENCHMARKS, EvalSet, load_eval_set
 from infra.checks import check_model, read_format
 from infra.flags import OURS
 from infra.hub import fetch_model, version_of
-from infra.machine import pick_device
+from infra.machine import cpu_tokens, float32_products, pick_device, pick_products
 from infra.pairs import to_text
 from infra.prefetch import one_ahead
 from infra.printed import LEGEND, plural, show
@@ -71,7 +71,7 @@ from tinyrm import ModernBERT, read_json
 
 WINDOW = 256  # comparisons that are tokenised at a time, one window ahead of the encoder
 ALL_PAIRS = 8  # so many responses `rank` compares each with each
-BUDGET = {"cpu": 4_096, "cuda": 65_536}  # tokens in a batch; a small one stays in the CPU's cache
+GPU_TOKENS = 65_536  # in a batch; on a processor see infra.machine.cpu_tokens
 
 # --------------------------------------------------------------------------------- a judged item
 
@@ -141,11 +141,16 @@ class RewardModel:
         prompt_format: PromptFormat,
         device: str | torch.device = "cpu",
         about: dict | None = None,
+        products: str = "default",
     ):
         self.model = model
         self.prompt_format = prompt_format
         self.device = torch.device(device)
         self.about = about  # what `load` knows: name, parameters, weights, format, device
+        self.products = products  # how a processor computes them: infra.machine.float32_products
+        self.budget = GPU_TOKENS  # tokens in a batch
+        if self.device.type == "cpu":
+            self.budget = cpu_tokens(model.config.hidden_size)
         self.single = prompt_format.context == "single"
         self.label_ids = torch.tensor(prompt_format.label_ids, device=self.device)
         self.seen = Counter()  # rows, truncated rows, and pairs that were dropped, by reason
@@ -167,7 +172,10 @@ class RewardModel:
         """Open a run folder, a model folder in the Hub's layout, a PEFT adapter, or a Hub name.
 
         The format that a model was trained with is in tinyrm.json, next to its weights; what is
-        given here overrides it. ValueError says what is missing or does not fit."""
+        given here overrides it. ValueError says what is missing or does not fit.
+
+        No setting of torch is changed for others: where float32 products are quicker through
+        oneDNN, this model's batches are computed so, and torch is then set as before."""
         # the weights
         folder, base = stored_folders(name)
         settings = stored_settings(str(name), folder, base)
@@ -201,6 +209,10 @@ class RewardModel:
         # the machine
         machine = pick_device(device, dtype)
         model.set_compute_dtype(machine.dtype).to(machine.device).eval()
+        products = pick_products(model.config.hidden_size, machine)
+        device_line = machine.reason
+        if products.reason:
+            device_line += f", {products.reason}"
 
         # what is judged with, for the report
         about = {
@@ -208,9 +220,9 @@ class RewardModel:
             "parameters": sum(p.numel() for p in model.parameters()),
             "weights": weights_version(folder, base),
             "format": prompt_format.settings(),
-            "device": machine.reason,
+            "device": device_line,
         }
-        return cls(model, prompt_format, machine.device, about)
+        return cls(model, prompt_format, machine.device, about, products.way)
 
     def compare(
         self,
@@ -297,9 +309,10 @@ class RewardModel:
 
         # a batch at a time
         log_odds = {}
-        for tokens_of_rows in cut_into_batches(shortest_first, BUDGET[self.device.type]):
+        for tokens_of_rows in cut_into_batches(shortest_first, self.budget):
             rows_of_batch = [distinct[tokens] for tokens in tokens_of_rows]
-            scores = self.score_batch(data.pack(rows_of_batch, self.device))
+            with float32_products(self.products):
+                scores = self.score_batch(data.pack(rows_of_batch, self.device))
             log_odds.update(zip(tokens_of_rows, scores, strict=True))
         return log_odds
 

@@ -510,7 +510,7 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
     run = run_folder.begin(command.resume or settings.out, record, settings, steps, pairs=pairs,
                            hardware=hardware, model_folder=folder, model=model, optimizer=optimizer,
                            programs=programs)
-    with run.explaining_errors():
+    with run.at_work():
         exit_code = train(model, optimizer, prompt_format, settings, pairs, micro.tokens, run)
         if exit_code == 0:
             run.finish(prompt_format, folder)
