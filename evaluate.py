@@ -50,7 +50,7 @@ from infra.benchmarks import BENCHMARKS, EvalSet, load_eval_set
 from infra.checks import check_model, read_format
 from infra.flags import OURS
 from infra.hub import fetch_model, version_of
-from infra.machine import cpu_tokens, float32_products, pick_device, pick_products
+from infra.machine import cpu_tokens, float32_products, pick_device, with_products
 from infra.pairs import to_text
 from infra.prefetch import one_ahead
 from infra.printed import LEGEND, plural, show
@@ -172,10 +172,8 @@ class RewardModel:
         """Open a run folder, a model folder in the Hub's layout, a PEFT adapter, or a Hub name.
 
         The format that a model was trained with is in tinyrm.json, next to its weights; what is
-        given here overrides it. ValueError says what is missing or does not fit.
-
-        No setting of torch is changed for others: where float32 products are quicker through
-        oneDNN, this model's batches are computed so, and torch is then set as before."""
+        given here overrides it. ValueError says what is missing or does not fit. Where oneDNN is
+        taken for products, it is for this model's batches only: torch is set as before then."""
         # the weights
         folder, base = stored_folders(name)
         settings = stored_settings(str(name), folder, base)
@@ -206,13 +204,8 @@ class RewardModel:
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
 
-        # the machine
-        machine = pick_device(device, dtype)
+        machine = with_products(pick_device(device, dtype), model.config.hidden_size)
         model.set_compute_dtype(machine.dtype).to(machine.device).eval()
-        products = pick_products(model.config.hidden_size, machine)
-        device_line = machine.reason
-        if products.reason:
-            device_line += f", {products.reason}"
 
         # what is judged with, for the report
         about = {
@@ -220,9 +213,9 @@ class RewardModel:
             "parameters": sum(p.numel() for p in model.parameters()),
             "weights": weights_version(folder, base),
             "format": prompt_format.settings(),
-            "device": device_line,
+            "device": machine.reason,
         }
-        return cls(model, prompt_format, machine.device, about, products.way)
+        return cls(model, prompt_format, machine.device, about, machine.products)
 
     def compare(
         self,

@@ -24,6 +24,7 @@ class Machine(NamedTuple):
     dtype: torch.dtype  # that products and attention are computed in
     on_gpu: bool
     reason: str  # why these, in a line
+    products: str = "default"  # how a processor computes them in float32: see float32_products
 
 
 def pick_device(device: str = "auto", dtype: str = "auto") -> Machine:
@@ -78,20 +79,23 @@ def attention_kernel(device: str | torch.device, dtype: torch.dtype) -> str:
 
 class Products(NamedTuple):
     way: str  # "default": as torch is set; "onednn"
-    reason: str  # "" where it was not tried
+    reason: str
 
 
 QUICKER = 4 / 3  # by how much oneDNN must be quicker to be taken: timings are not exact
 WORSE = 4  # its error may be so many times that of the default: bf16's is 10,000 times
 
 
-def pick_products(width: int, hardware: Machine) -> Products:
-    """How a model of this width computes its float32 products on this machine. The choice rests on
-    timings: what has to give the same bits again must keep it. A model that is not wide is not
-    tried; it stays with the default (its products are small, and oneDNN was slower at them)."""
+def with_products(hardware: Machine, width: int) -> Machine:
+    """The machine with the way in which a model of this width computes its float32 products, and
+    the reason. The choice rests on timings: what has to give the same bits again must keep it. A
+    model that is not wide is not tried; it stays with the default (its products are small, and
+    oneDNN was slower at them)."""
     if hardware.on_gpu or hardware.dtype != torch.float32 or width < WIDE:
-        return Products("default", "")
-    return try_products(width, torch.get_num_threads())
+        return hardware
+    chosen = try_products(width, torch.get_num_threads())
+    reason = f"{hardware.reason}, products: {chosen.reason}"
+    return hardware._replace(products=chosen.way, reason=reason)
 
 
 @cache
@@ -120,10 +124,10 @@ def choose_products(seconds: dict[str, float], errors: dict[str, float]) -> Prod
     ratio = seconds["default"] / seconds["onednn"]
     numbers = f"{ratio:.2f}x as quick, error {errors['onednn']:.0e} (else {errors['default']:.0e})"
     if not errors["onednn"] <= WORSE * errors["default"]:
-        return Products("default", f"products: as torch is set (oneDNN rounds to bf16: {numbers})")
+        return Products("default", f"as torch is set (oneDNN rounds to bf16: {numbers})")
     if ratio < QUICKER:
-        return Products("default", f"products: as torch is set (oneDNN: {numbers})")
-    return Products("onednn", f"products: oneDNN ({numbers})")
+        return Products("default", f"as torch is set (oneDNN: {numbers})")
+    return Products("onednn", f"oneDNN ({numbers})")
 
 
 @contextmanager

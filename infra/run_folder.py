@@ -40,7 +40,7 @@ from infra.files import replacing, sha256_of, write_json
 from infra.flags import OURS, Programs, check_stored, has_controls, option
 from infra.hub import MODEL_NAMES, commit_of, version_of
 from infra.intervals import wilson
-from infra.machine import Machine, Products, count_parameters, float32_products, pick_products
+from infra.machine import Machine, count_parameters, float32_products, with_products
 from infra.pairs import fingerprint
 from infra.sources import PairSets
 from infra.tables import read_rows
@@ -147,17 +147,18 @@ def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware
 
 def choose_products(record: dict, model: ModernBERT, hardware: Machine) -> str:
     """How this run computes float32 products on a processor, from beginning to end, so that it
-    stays bit-equal to itself. Added to the record's device line, and printed, if there was a
-    choice."""
-    chosen = pick_products(model.config.hidden_size, hardware)
+    stays bit-equal to itself. If there was a choice, the device line says why, and is printed
+    again."""
+    chosen = with_products(hardware, model.config.hidden_size)
     # all processes alike
-    slow_somewhere = distributed.any_process(chosen.way == "default", hardware.device)
-    if slow_somewhere and chosen.way != "default":
-        chosen = Products("default", "products: as torch is set (oneDNN is not quicker everywhere)")
-    if chosen.reason:
+    slow_somewhere = distributed.any_process(chosen.products == "default", hardware.device)
+    if slow_somewhere and chosen.products != "default":
+        reason = f"{hardware.reason}, products: as torch is set (oneDNN is not quicker everywhere)"
+        chosen = hardware._replace(reason=reason)
+    if chosen.reason != hardware.reason:
         distributed.log(chosen.reason)
-        record["device"] += f", {chosen.reason}"
-    return chosen.way
+        record["device"] = chosen.reason
+    return chosen.products
 
 
 def check_record(path: str, record: dict, now: dict):

@@ -15,7 +15,7 @@ from infra import machine
 from infra.machine import Machine, Products
 
 ON_CPU = Machine(torch.device("cpu"), torch.float32, False, "cpu")
-ONE_DNN = Products("onednn", "products: oneDNN (2.00x as quick)")
+ONE_DNN = Products("onednn", "oneDNN (2.00x as quick)")
 
 
 def setting_now() -> str:
@@ -50,7 +50,7 @@ def test_the_trial_leaves_torch_and_its_random_numbers_as_they_were():
 def test_small_models_16_bits_and_gpus_are_not_tried(width, dtype, on_gpu, monkeypatch):
     monkeypatch.setattr(machine, "try_products", None)
     hardware = ON_CPU._replace(dtype=dtype, on_gpu=on_gpu)
-    assert machine.pick_products(width, hardware) == Products("default", "")
+    assert machine.with_products(hardware, width) == hardware
 
 
 # --- where it holds --------------------------------------------------------------------------
