@@ -535,15 +535,14 @@ def pack_layout(config: Config, tokens: torch.Tensor, starts: torch.Tensor,
     for an empty row, for one beyond the model's positions, and for starts that do not fit the
     tokens."""
     device = tokens.device
-    lengths = starts.cpu().diff()  # (B,) no copy, and no wait: data.pack leaves starts on the CPU
-    sizes = lengths.tolist()
+    sizes = starts.cpu().diff().tolist()  # no wait: data.pack leaves starts on the CPU
     if min(sizes) < 1 or max(sizes) > config.max_position_embeddings or sum(sizes) != len(tokens):
         raise ValueError(f"rows of {min(sizes)} to {max(sizes)} tokens, {sum(sizes)} of "
                          f"{len(tokens)} in all: need 1 to {config.max_position_embeddings} each")
 
     cu_seqlens = starts.to(device, torch.int32, non_blocking=True)
-    row = torch.arange(len(sizes)).repeat_interleave(lengths)  # (T,) the row of each token
-    row = row.to(device, non_blocking=True)
+    row = torch.arange(len(sizes), device=device)
+    row = row.repeat_interleave(cu_seqlens.diff(), output_size=len(tokens))  # (T,) of each token
     position = torch.arange(len(tokens), device=device) - cu_seqlens[row]  # (T,) in its row
 
     rope = {}
