@@ -50,7 +50,7 @@ from infra.benchmarks import BENCHMARKS, EvalSet, load_eval_set
 from infra.checks import check_model, read_format
 from infra.flags import OURS
 from infra.hub import fetch_model, version_of
-from infra.machine import cpu_tokens, float32_products, pick_device, with_products
+from infra.machine import cpu_tokens, pick_device
 from infra.pairs import to_text
 from infra.prefetch import one_ahead
 from infra.printed import LEGEND, plural, show
@@ -141,13 +141,11 @@ class RewardModel:
         prompt_format: PromptFormat,
         device: str | torch.device = "cpu",
         about: dict | None = None,
-        products: str = "default",
     ):
         self.model = model
         self.prompt_format = prompt_format
         self.device = torch.device(device)
         self.about = about  # what `load` knows: name, parameters, weights, format, device
-        self.products = products  # how a processor computes them: infra.machine.float32_products
         self.budget = GPU_TOKENS  # tokens in a batch
         if self.device.type == "cpu":
             self.budget = cpu_tokens(model.config.hidden_size)
@@ -172,8 +170,7 @@ class RewardModel:
         """Open a run folder, a model folder in the Hub's layout, a PEFT adapter, or a Hub name.
 
         The format that a model was trained with is in tinyrm.json, next to its weights; what is
-        given here overrides it. ValueError says what is missing or does not fit. Where oneDNN is
-        taken for products, it is for this model's batches only: torch is set as before then."""
+        given here overrides it. ValueError says what is missing or does not fit."""
         # the weights
         folder, base = stored_folders(name)
         settings = stored_settings(str(name), folder, base)
@@ -204,7 +201,8 @@ class RewardModel:
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
 
-        machine = with_products(pick_device(device, dtype), model.config.hidden_size)
+        # the machine
+        machine = pick_device(device, dtype)
         model.set_compute_dtype(machine.dtype).to(machine.device).eval()
 
         # what is judged with, for the report
@@ -215,7 +213,7 @@ class RewardModel:
             "format": prompt_format.settings(),
             "device": machine.reason,
         }
-        return cls(model, prompt_format, machine.device, about, machine.products)
+        return cls(model, prompt_format, machine.device, about)
 
     def compare(
         self,
@@ -304,8 +302,7 @@ class RewardModel:
         log_odds = {}
         for tokens_of_rows in cut_into_batches(shortest_first, self.budget):
             rows_of_batch = [distinct[tokens] for tokens in tokens_of_rows]
-            with float32_products(self.products):
-                scores = self.score_batch(data.pack(rows_of_batch, self.device))
+            scores = self.score_batch(data.pack(rows_of_batch, self.device))
             log_odds.update(zip(tokens_of_rows, scores, strict=True))
         return log_odds
 

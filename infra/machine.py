@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from dora import adapters
-from tinyrm import Config, ModernBERT, uses_flash
+from tinyrm import WIDE, Config, ModernBERT, uses_flash
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WIDE = 512  # models of this width and above
 
 
 class Machine(NamedTuple):
@@ -74,7 +73,8 @@ def attention_kernel(device: str | torch.device, dtype: torch.dtype) -> str:
 # second is up to twice as quick, at the same rounding. torch asks oneDNN only where it was allowed
 # to round to bf16 in between ("medium" of torch.set_float32_matmul_precision). On a processor with
 # bf16 units oneDNN then does round to bf16, on others it does not. So it is tried: once in a
-# process for each width.
+# process for each width. This is for training. What needs no gradient goes through oneDNN without
+# any setting: tinyrm.packed_product.
 
 
 class Products(NamedTuple):

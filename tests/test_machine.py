@@ -77,19 +77,11 @@ def quick_onednn(monkeypatch):
     monkeypatch.setattr(machine, "try_products", lambda width, threads: ONE_DNN)
 
 
-def test_the_judge_sets_it_for_its_own_batches_only(tiny, quick_onednn, monkeypatch):
-    before, seen = setting_now(), []
-    score_batch = RewardModel.score_batch
-
-    def watched(self, batch):
-        seen.append(setting_now())
-        return score_batch(self, batch)
-
-    monkeypatch.setattr(RewardModel, "score_batch", watched)
-    judge = RewardModel.load(tiny, device="cpu")
-    assert judge.about["device"].endswith(ONE_DNN.reason) and setting_now() == before
-    judge.compare("one", "two", "three")
-    assert seen == ["bf16"] and setting_now() == before
+def test_opening_a_model_tries_nothing_and_sets_nothing(tiny, quick_onednn, monkeypatch):
+    monkeypatch.setattr(machine, "try_products", None)
+    before = setting_now()
+    RewardModel.load(tiny, device="cpu").compare("one", "two", "three")
+    assert setting_now() == before
 
 
 # --- a run keeps it --------------------------------------------------------------------------
