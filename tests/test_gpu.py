@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import peers
 import pytest
 import torch
 from oracles import random_rows, small_config, wild
@@ -179,3 +180,16 @@ def test_the_benchmark_runs_and_both_sides_agree():
 @gpu
 def test_the_benchmark_runs_on_the_device():
     run_benchmark("cuda")
+
+
+@pytest.mark.parametrize("what, sides", [
+    ("infer", ["padded", "buckets", "one"]), ("train", ["padded", "buckets"])])
+def test_the_table_of_peers_has_a_line_for_each_side_with_the_same_scores(what, sides, capsys):
+    peers.main([what, "fp32", "--size", "tiny", "--rows", "eight", "--repeats", "1", "--sides",
+                *sides])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in lines] == ["| side", *[f"| {s}" for s in
+                                                                     ["ours", *sides]]]
+    if what == "infer":
+        for line in lines[1:]:
+            assert float(line.split(" | ")[4].rstrip(" |")) < 1e-4  # of the scores' spread
