@@ -104,7 +104,7 @@ def test_nothing_of_a_forward_pass_waits_for_the_device():
 @gpu
 @pytest.mark.parametrize("context", ["pair", "single"])
 def test_nothing_of_a_micro_batch_waits_for_the_device(context):
-    # from the rows to the gradient, with dropped pairs, DoRA and recomputed layers as in a run
+    # from the rows to the gradient, under DoRA, with and without recomputed layers
     model = wild(small_config()).cuda()
     dora.adapt(model, "dora", rank=4, alpha=8.0, freeze=1)
     model.set_compute_dtype(torch.bfloat16)
@@ -116,7 +116,8 @@ def test_nothing_of_a_micro_batch_waits_for_the_device(context):
         train.loss_and_correct(model, how, batch).loss.backward()
 
     micro_batch()  # what is done once
-    for model.recompute_layers in (False, True):
+    for recompute_layers in (False, True):
+        model.recompute_layers = recompute_layers
         torch.cuda.set_sync_debug_mode("error")
         try:
             micro_batch()
