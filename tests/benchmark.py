@@ -7,6 +7,7 @@
     python tests/benchmark.py --against compile            against ourselves under torch.compile
     python tests/benchmark.py --against lora               what DoRA costs beyond LoRA, both ours
     python tests/benchmark.py --memory                     no peer: bytes a token, longest batches
+    python tests/peers.py                                  other peers on a processor
 
 The peer is what one would use instead: ModernBertForMaskedLM with sdpa attention and peft's DoRA,
 a padded batch, logits at every position. Both get the same random weights, rows, adapter (DoRA on
@@ -65,6 +66,7 @@ SHAPES = {
 TARGETS = ("attn.Wqkv", "mlp.Wi", "attn.Wo", "mlp.Wo")  # of the adapters in a layer
 ALPHA = 8.0
 LENGTHS = [505, 167, 64, 281, 104, 86, 255, 331]  # eight pair rows as they come: 64 to 505 tokens
+GPU_LENGTHS = 6 * LENGTHS  # 10,758 tokens: eight rows would time the host that starts the kernels
 WORDS = [329, 378]  # whose logits a judge needs
 
 
@@ -598,11 +600,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--repeats", type=int, default=2)
     add("--out", metavar="JSON", help="write all numbers here")
     add("--base", help=argparse.SUPPRESS)  # the folder of the weights that both begin with
-    add("--rows", type=int, nargs="+", default=LENGTHS, help=argparse.SUPPRESS)
+    add("--rows", type=int, nargs="+", help=argparse.SUPPRESS)
     add("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.lengths:
         args.rows = [int(word) for word in Path(args.lengths).read_text().split()]
+    if args.rows is None:
+        args.rows = GPU_LENGTHS if args.device == "cuda" else LENGTHS
     args.type = DTYPES.get(args.dtype, torch.float32)
     return args
 

@@ -5,11 +5,13 @@
 
 It prints, for batches of 2,000, 8,000 and 65,536 tokens, seconds and bytes a token of a training
 step (forward and backward) and of judging; the operations of a step that wait for the device; how
-much two gradients of the same batch differ (the flash kernel adds in no fixed order); the kernels
-of a step by their time; and a step with `rotate` under torch.compile.
+much two gradients of the same batch differ (the flash kernel adds in no fixed order), and the time
+of a step under deterministic algorithms, where they do not; the kernels of a step by their time;
+and a step with `rotate` under torch.compile.
 """
 
 import argparse
+import os
 import random
 import sys
 import tempfile
@@ -117,6 +119,15 @@ class Profile:
         gap = (first - again).norm() / first.norm()
         print(f"two gradients of one batch differ by {gap:.1e} of their norm", flush=True)
 
+    def show_deterministic(self, batch: Batch):
+        """What it costs that two gradients are the same bits."""
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses
+        torch.use_deterministic_algorithms(True)
+        same = torch.equal(self.gradient(batch), self.gradient(batch))
+        print(f"under deterministic algorithms they are the same bits: {same}", flush=True)
+        self.time("learn", self.learn, batch)
+        torch.use_deterministic_algorithms(False)
+
     def show_kernels(self, batch: Batch):
         with torch.profiler.profile() as profile:
             self.learn(batch)
@@ -143,6 +154,7 @@ def main(argv: list[str] | None = None):
         profile.time("judge", profile.judge, batch)
 
     profile.show_waits_and_gap(batch)
+    profile.show_deterministic(batch)
     profile.show_kernels(batch)
 
     print("with rotate under torch.compile:", flush=True)

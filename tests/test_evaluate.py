@@ -162,7 +162,7 @@ def test_a_score_is_the_same_alone_among_others_and_in_any_order(any_model, monk
     assert backwards[::-1] == pytest.approx(together, abs=1e-5)
 
     monkeypatch.setattr(evaluate, "WINDOW", 7)
-    monkeypatch.setitem(evaluate.BUDGET, "cpu", 100)
+    monkeypatch.setattr(any_model, "budget", 100)
     in_pieces = any_model.compare(prompts, chosen, rejected)
     assert in_pieces == pytest.approx(together, abs=1e-5)
 

@@ -9,15 +9,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import peers
 import pytest
 import torch
 from oracles import random_rows, small_config, wild
 
 import data
+import dora
 import tinyrm
 import train
 from infra.hub import ROOT
+from infra.machine import pick_device
 
 HAS_CUDA = torch.cuda.is_available()
 HAS_FLASH = HAS_CUDA and tinyrm.uses_flash("cuda", torch.bfloat16)
@@ -98,20 +102,54 @@ def test_nothing_of_a_forward_pass_waits_for_the_device():
 
 
 @gpu
-def test_the_loss_of_a_batch_waits_for_nothing_that_its_logits_do_not():
+@pytest.mark.parametrize("context", ["pair", "single"])
+def test_nothing_of_a_micro_batch_waits_for_the_device(context):
+    # from the rows to the gradient, under DoRA, with and without recomputed layers
+    model = wild(small_config()).cuda()
+    dora.adapt(model, "dora", rank=4, alpha=8.0, freeze=1)
+    model.set_compute_dtype(torch.bfloat16)
+    rows = [data.Row([5] * length, length - 3, i % 2, 0, {}) for i, length in enumerate([150, 40])]
+    how = SimpleNamespace(head="cloze", context=context, label_ids=(5, 6))
+
+    def micro_batch():
+        batch = data.pack(rows, "cuda")
+        train.loss_and_correct(model, how, batch).loss.backward()
+
+    micro_batch()  # what is done once
+    for recompute_layers in (False, True):
+        model.recompute_layers = recompute_layers
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            micro_batch()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@flash
+def test_gradients_repeat_to_rounding_and_in_bits_under_deterministic_algorithms(monkeypatch):
+    # the flash kernel's backward pass adds up dq with atomics, in no fixed order
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses
     model = wild(small_config()).cuda().set_compute_dtype(torch.bfloat16)
-    _, tokens, starts, read_at = random_rows([150, 40])
-    batch = data.Batch(tokens.cuda(), starts, read_at.cuda(), torch.tensor([0, 1]).cuda())
+    _, tokens, starts, read_at = random_rows([1500, 400, 700])
+    tokens, read_at = tokens.cuda(), read_at.cuda()
 
-    class Format:
-        head, context, label_ids = "cloze", "pair", (5, 6)
+    def gradient():
+        model.zero_grad()
+        model.logits(model(tokens, starts, read_at)).float().logsumexp(1).sum().backward()
+        return torch.cat([p.grad.ravel() for p in model.parameters()])
 
-    train.loss_and_correct(model, Format, batch).loss.backward()
-    torch.cuda.set_sync_debug_mode("error")
+    first, second = gradient(), gradient()
+    assert (first - second).norm() < 0.01 * first.norm()
+    torch.use_deterministic_algorithms(True)
     try:
-        train.loss_and_correct(model, Format, batch).loss.backward()
+        assert torch.equal(gradient(), gradient())
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        torch.use_deterministic_algorithms(False)
+
+
+@flash
+def test_the_device_line_names_the_flash_kernel():
+    assert "variable-length flash" in pick_device("cuda").reason
 
 
 @gpu
@@ -120,7 +158,7 @@ def test_a_run_on_the_device_elicits(tmp_path, monkeypatch):
     train.main(["--domain", "safety", "--model", "nano", "--data", "nano", "--device", "cuda",
                 "--max-steps", "300", "--out", "a"])
     run = json.loads(Path("a/run.json").read_text())
-    assert "flash" in run["device"] and "bfloat16" in run["device"]
+    assert "cuda" in run["device"] and "bfloat16" in run["device"]
     assert run["result"]["accuracy_after"] > 0.8 > run["result"]["accuracy_before"]
     line = json.loads(Path("a/metrics.jsonl").read_text().splitlines()[-1])
     # judging comes after the last line, and may have taken more
@@ -143,3 +181,16 @@ def test_the_benchmark_runs_and_both_sides_agree():
 @gpu
 def test_the_benchmark_runs_on_the_device():
     run_benchmark("cuda")
+
+
+@pytest.mark.parametrize("what, sides", [
+    ("infer", ["padded", "buckets", "one"]), ("train", ["padded", "buckets"])])
+def test_the_table_of_peers_has_a_line_for_each_side_with_the_same_scores(what, sides, capsys):
+    peers.main([what, "fp32", "--size", "tiny", "--rows", "eight", "--repeats", "1", "--sides",
+                *sides])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in lines] == ["| side", *[f"| {s}" for s in
+                                                                     ["ours", *sides]]]
+    if what == "infer":
+        for line in lines[1:]:
+            assert float(line.split(" | ")[4].rstrip(" |")) < 1e-4  # of the scores' spread

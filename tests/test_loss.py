@@ -428,3 +428,27 @@ def test_the_gradient_of_a_step_is_that_of_the_mean_loss_cut_to_1(head, context)
     gradients, _ = encoder_step(head, context, cuts=[])
     for name, p in trained.items():
         torch.testing.assert_close(gradients[name], p.grad, rtol=1e-4, atol=1e-6)
+
+
+# --- nothing waits ---------------------------------------------------------------------------
+
+
+@HOW
+@pytest.mark.parametrize("adapter, dtype", [("dora", torch.bfloat16), ("full", torch.float32)])
+def test_nothing_of_a_micro_batch_asks_the_device_for_a_value(head, context, adapter, dtype):
+    # Tensors on "meta" have shapes and no values: .item(), .tolist(), .cpu(), a mask as an index
+    # and tensors of two devices raise. On a GPU these are what waits.
+    model = wild(small_config(), head)
+    dora.adapt(model, adapter, rank=4, alpha=8.0, freeze=1)
+    model.to("meta").set_compute_dtype(dtype)
+
+    rows = [Row([5] * length, length - 3, i % 2, 0, {}) for i, length in enumerate(LENGTHS)]
+    batch = pack(rows, "meta")
+    label_ids = (0, 1) if head == "cls" else (5, 6)
+    how = SimpleNamespace(head=head, context=context, label_ids=label_ids)
+    result = train.loss_and_correct(model, how, batch)
+    result.loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert trained and all(p.grad.shape == p.shape for p in trained)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        result.loss.item()

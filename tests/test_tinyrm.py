@@ -646,3 +646,57 @@ def test_a_folder_without_a_tokenizer_is_one_line(tiny, tmp_path):
         (tmp_path / name).write_bytes((tiny / name).read_bytes())
     with pytest.raises(ValueError, match="tokenizer.json: .*: fetch it again"):
         tinyrm.main(tmp_path)
+
+
+# --- packed weights --------------------------------------------------------------------------
+
+PACKED = pytest.mark.skipif(not tinyrm.packed_dtypes(), reason="no packed products here (not x86)")
+
+
+def wide_layer():
+    layer = tinyrm.Linear(512, 96)
+    random = torch.Generator().manual_seed(0)
+    layer.weight.data = torch.randn(96, 512, generator=random)
+    return layer, torch.randn(70, 2, 512, generator=random)[:, 0]  # not contiguous
+
+
+@PACKED
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+def test_a_packed_product_is_the_plain_one(dtype, most):
+    layer, x = wide_layer()
+    if dtype not in tinyrm.packed_dtypes():
+        pytest.skip("no bf16 in oneDNN here")
+    layer.compute_dtype = dtype
+    exact = x.double() @ layer.weight.double().T
+    with torch.inference_mode():
+        assert tinyrm.packing_serves(x, layer.weight, dtype)
+        y = layer(x)
+        assert y.dtype == dtype and (y - exact).norm() < most * exact.norm()
+        assert torch.equal(layer(x[3:4]), y[3:4])  # a token alone
+        layer.weight.mul_(2)  # as training and then judging: packed anew
+        assert torch.equal(layer(x), 2 * y)
+
+
+@PACKED
+def test_what_needs_a_gradient_and_what_is_narrow_is_not_packed():
+    layer, x = wide_layer()
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+    layer.requires_grad_(False)
+    assert not tinyrm.packing_serves(x.clone().requires_grad_(), layer.weight, torch.float32)
+    assert layer.packed.value is None
+    assert tinyrm.packing_serves(x, layer.weight, torch.float32)  # a frozen bottom layer
+    assert not tinyrm.packing_serves(x[:, :511], layer.weight[:, :511], torch.float32)
+
+
+@PACKED
+def test_a_wide_model_gives_the_same_packed_and_plain(monkeypatch):
+    config = small_config(hidden_size=512, intermediate_size=640, num_attention_heads=8)
+    model = tinyrm.ModernBERT(config).init_weights(0).eval()
+    _, tokens, starts, read_at = random_rows([90, 7])
+    with torch.inference_mode():
+        packed = model.logits(model(tokens, starts, read_at))
+        monkeypatch.setattr(tinyrm, "WIDE", 10**6)
+        plain = model.logits(model(tokens, starts, read_at))
+    assert not torch.equal(packed, plain)
+    torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,369 @@
+"""Seconds and errors of tinyrm and of what else would be taken on a processor, in turn in one
+process, on the same rows and weights (random ones).
+
+    python tests/peers.py                               inference in float32, all row sets
+    python tests/peers.py infer bf16 --rows eight       a part of it
+    python tests/peers.py train fp32 --rows eight       training steps, against transformers + peft
+    python tests/peers.py --sides ours onnxruntime      only these
+
+Rows: `eight` pair rows of 64 to 505 tokens; `many`, 64 of 60 to 700; `long`, 24 of 700 to 1,500.
+
+Sides of inference. transformers runs `padded` (one batch), in `buckets` (rows of like length, up to
+2,048 tokens with the padding) and `one` row at a time; `compiled` is one row at a time under
+torch.compile with frozen weights; `onnxruntime` and `openvino` (pip install '.[bench]') run one row
+at a time. All but `padded` compute logits for the two words at the one place that is read, as we
+do. Sides of training: `padded`, as people run it; `buckets`, with the loss at one place a row;
+`compiled`, the same under torch.compile. torch's products are computed by all sides in the same
+way: as torch is set, or through oneDNN (`--products`; auto: what infra/machine.py finds).
+
+The error is the log-odds' root mean square difference from float64's, as a share of their spread.
+The share is that of the best rate of a product that torch has here, packed or not.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+
+import benchmark  # noqa: E402
+from benchmark import LENGTHS, SHAPES, WORDS, config_of, least_flops, random_rows  # noqa: E402
+
+import tinyrm  # noqa: E402
+from infra import machine  # noqa: E402
+from infra.machine import DTYPES  # noqa: E402
+
+BUDGET = 2048  # tokens of a batch, ours and a bucket
+INFER = ("ours", "padded", "buckets", "one", "compiled", "onnxruntime", "openvino")
+TRAIN = ("ours", "padded", "buckets", "compiled")
+Side = Callable[[], torch.Tensor]  # a pass over all rows: their log-odds, or in training the loss
+
+
+def lengths_of(name: str) -> list[int]:
+    draw = random.Random(0)
+    if name == "many":
+        return [draw.randint(60, 700) for _ in range(64)]
+    if name == "long":
+        return [draw.randint(700, 1500) for _ in range(24)]
+    return LENGTHS
+
+
+def batches_of(lengths: list[int], padded: bool) -> list[list[int]]:
+    """The rows by length, in batches of at most BUDGET tokens (with the padding to the longest, if
+    it is counted)."""
+    batches, members = [], []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        tokens = sum(lengths[j] for j in members) + lengths[i]
+        if padded:
+            tokens = lengths[i] * (len(members) + 1)  # this one is the longest so far
+        if members and tokens > BUDGET:
+            batches.append(members)
+            members = []
+        members.append(i)
+    return [*batches, members]
+
+
+# ------------------------------------------------------------------------------------------- ours
+
+
+def our_batches(rows) -> list[tuple]:
+    """(members, tokens, starts, read_at) of each batch."""
+    batches = []
+    for members in batches_of([len(row) for row in rows.tokens], padded=False):
+        tokens = torch.cat([rows.tokens[i] for i in members])
+        starts = torch.tensor([0, *(len(rows.tokens[i]) for i in members)]).cumsum(0)
+        batches.append((members, tokens, starts, starts[:-1] + rows.mask_at[members]))
+    return batches
+
+
+def our_inference(folder: str, rows, dtype: torch.dtype) -> Side:
+    model = tinyrm.load(folder).requires_grad_(False).set_compute_dtype(dtype)
+    if dtype == torch.float64:
+        model.double()
+    words, batches = torch.tensor(WORDS), our_batches(rows)
+
+    @torch.inference_mode()
+    def infer():
+        out = torch.empty(len(rows.tokens), 2, dtype=torch.float64)
+        for members, tokens, starts, read_at in batches:
+            out[members] = model.logits(model(tokens, starts, read_at), words).double()
+        return out[:, 0] - out[:, 1]
+
+    return infer
+
+
+def our_training(args, rows) -> Side:
+    model = benchmark.adapted_model(args).set_compute_dtype(args.type)
+    optimizer, batches = benchmark.make_optimizer(model), our_batches(rows)
+
+    def learn():
+        optimizer.zero_grad()
+        total = 0.0
+        for members, tokens, starts, read_at in batches:
+            logits = model.logits(model(tokens, starts, read_at)).float()
+            loss = F.cross_entropy(logits, rows.labels[members], reduction="sum")
+            (loss / len(rows.tokens)).backward()
+            total += loss.item() / len(rows.tokens)
+        optimizer.step()
+        return torch.tensor(total)
+
+    return learn
+
+
+# ------------------------------------------------------------------------------------ transformers
+
+
+class AtMask(torch.nn.Module):
+    """transformers' model, read at one place of each row: logits of all words, or of `words`."""
+
+    def __init__(self, model, words=None):
+        super().__init__()
+        self.model = model
+        self.words = words
+
+    def forward(self, ids, mask, at):
+        """ids and mask (B, longest), at (B,)"""
+        h = self.model.model(input_ids=ids, attention_mask=mask)[0]  # (B, longest, D)
+        h = self.model.head(h[torch.arange(len(at)), at])  # (B, D)
+        if self.words is None:
+            return self.model.decoder(h)
+        weight, bias = self.model.decoder.weight, self.model.decoder.bias
+        return F.linear(h, weight[self.words], bias[self.words])
+
+
+def padded_batch(rows, members: list[int], padding: int):
+    """ids, mask, at: the rows padded to the longest of them."""
+    longest = max(len(rows.tokens[i]) for i in members)
+    ids = torch.full((len(members), longest), padding)
+    mask = torch.zeros(len(members), longest, dtype=torch.long)
+    for place, i in enumerate(members):
+        ids[place, :len(rows.tokens[i])] = rows.tokens[i]
+        mask[place, :len(rows.tokens[i])] = 1
+    return ids, mask, rows.mask_at[members]
+
+
+def over_batches(rows, groups: list[list[int]], padding: int, call: Callable) -> Side:
+    """A pass of call(ids, mask, at) -> (B, 2) over the groups of rows."""
+    batches = [(members, padded_batch(rows, members, padding)) for members in groups]
+
+    @torch.no_grad()
+    def infer():
+        out = torch.empty(len(rows.tokens), 2, dtype=torch.float64)
+        for members, batch in batches:
+            out[members] = torch.as_tensor(call(*batch)).double()
+        return out[:, 0] - out[:, 1]
+
+    return infer
+
+
+def peer_inference(side: str, args, rows) -> Side:
+    from transformers import ModernBertForMaskedLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    model = ModernBertForMaskedLM.from_pretrained(args.base, attn_implementation="sdpa").eval()
+    everything = list(range(len(rows.tokens)))
+    padding = SHAPES[args.size].vocabulary - 85
+    if side == "padded":  # logits at every place
+        model.to(args.type)
+
+        def all_logits(ids, mask, at):
+            return model(input_ids=ids, attention_mask=mask).logits[torch.arange(len(at)), at][
+                :, WORDS]
+
+        return over_batches(rows, [everything], padding, all_logits)
+
+    at_mask = AtMask(model, torch.tensor(WORDS)).eval()
+    one_each = [[i] for i in everything]
+    if side == "onnxruntime":
+        return over_batches(rows, one_each, padding, onnx_call(at_mask))
+    if side == "openvino":
+        return over_batches(rows, one_each, padding, openvino_call(at_mask, args.type))
+    at_mask.to(args.type)
+    if side == "compiled":
+        from torch._inductor import config
+
+        config.freezing = True
+        return over_batches(rows, one_each, padding, torch.compile(at_mask, dynamic=True))
+    groups = one_each
+    if side == "buckets":
+        groups = batches_of([len(row) for row in rows.tokens], padded=True)
+    return over_batches(rows, groups, padding, at_mask)
+
+
+EXAMPLE = (torch.zeros(1, 200, dtype=torch.long), torch.ones(1, 200, dtype=torch.long),
+           torch.tensor([7]))
+
+
+def onnx_call(model: AtMask) -> Callable:
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder, "model.onnx"))
+        length = torch.export.Dim("length", min=16, max=8192)
+        torch.onnx.export(model, EXAMPLE, file, dynamo=True, input_names=["ids", "mask", "at"],
+                          dynamic_shapes=({1: length}, {1: length}, None), verbose=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(file, options)
+    names = [each.name for each in session.get_inputs()]
+
+    def call(ids, mask, at):
+        given = {"ids": ids.numpy(), "mask": mask.numpy(), "at": at.numpy()}
+        return session.run(None, {name: given[name] for name in names})[0]
+
+    return call
+
+
+def openvino_call(model: AtMask, dtype: torch.dtype) -> Callable:
+    import openvino
+
+    converted = openvino.convert_model(model, example_input=EXAMPLE)
+    precision = "bf16" if dtype == torch.bfloat16 else "f32"
+    compiled = openvino.compile_model(converted, "CPU", {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    })
+    return lambda *batch: compiled([each.numpy() for each in batch])[0]
+
+
+def peer_training(side: str, args, rows) -> Side:
+    if side == "padded":
+        padded = benchmark.peer_side(args)
+        return lambda: torch.tensor(padded.learn())
+    model, _ = benchmark.adapted_peer(args)
+    at_mask = AtMask(model.base_model.model)
+    if side == "compiled":
+        at_mask = torch.compile(at_mask, dynamic=True)
+    optimizer = benchmark.make_optimizer(model)
+    padding, batches = SHAPES[args.size].vocabulary - 85, []
+    for members in batches_of([len(row) for row in rows.tokens], padded=True):
+        batches.append((members, padded_batch(rows, members, padding)))
+
+    def learn():
+        optimizer.zero_grad()
+        total = 0.0
+        for members, batch in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=args.type == torch.bfloat16):
+                logits = at_mask(*batch).float()
+            loss = F.cross_entropy(logits, rows.labels[members], reduction="sum")
+            (loss / len(rows.tokens)).backward()
+            total += loss.item() / len(rows.tokens)
+        optimizer.step()
+        return torch.tensor(total)
+
+    return learn
+
+
+# ---------------------------------------------------------------------------------------- the table
+
+
+def best_rate(args) -> float:
+    """FLOPs a second of a large product, by the best way that torch has here."""
+    n = 256 if args.size == "tiny" else 2048
+    x = torch.randn(n, n)
+    layer = tinyrm.Linear(n, n).requires_grad_(False)
+    layer.compute_dtype = args.type
+    seconds = []
+    with torch.inference_mode():
+        for way in ("default", "onednn"):
+            with machine.float32_products(way):
+                for call in (layer, lambda x: layer.outputs(x, slice(None))):
+                    seconds += [took(lambda call=call: call(x))[0] for _ in range(4)]
+    return 2 * n**3 / min(seconds)
+
+
+def took(call: Callable) -> tuple:
+    began = time.perf_counter()
+    result = call()
+    return time.perf_counter() - began, result
+
+
+def make_side(side: str, args, rows) -> Side | None:
+    """None, with one line that says why, for what is not installed or does not run here."""
+    try:
+        if args.what == "train" and side == "ours":
+            made = our_training(args, rows)
+        elif args.what == "train":
+            made = peer_training(side, args, rows)
+        elif side == "ours":
+            made = our_inference(args.base, rows, args.type)
+        else:
+            made = peer_inference(side, args, rows)
+        made()  # warms up, compiles
+    except Exception as error:  # of a peer, of whatever kind
+        if side == "ours":
+            raise
+        print(f"{side} is left out: {type(error).__name__}: {str(error).strip()[:150]}", flush=True)
+        return None
+    return made
+
+
+def show(args, name: str):
+    """The table of one row set."""
+    args.rows = lengths_of(name)
+    rows = random_rows(args.rows)
+    flops = getattr(least_flops(args), args.what)
+    sides = {}
+    for side in args.sides:
+        made = make_side(side, args, rows)
+        if made is not None:
+            sides[side] = made
+
+    best, results = {side: float("inf") for side in sides}, {}
+    for _ in range(args.repeats):  # in turn, since a machine's clock moves
+        for side, call in sides.items():
+            seconds, results[side] = took(call)
+            best[side] = min(best[side], seconds)
+    exact, rate = None, best_rate(args)
+    if args.what == "infer":
+        exact = our_inference(args.base, rows, torch.float64)()
+
+    print(f"\n{args.what}, {args.dtype}, {name}: {len(args.rows)} rows, {sum(args.rows):,} tokens; "
+          f"products at best {rate / 1e9:,.0f} GF/s\n")
+    print("| side | seconds | to ours | share of products | error |\n|---|---|---|---|---|")
+    for side, seconds in best.items():
+        error = ""
+        if exact is not None:
+            error = f"{((results[side] - exact).square().mean().sqrt() / exact.std()).item():.1e}"
+        print(f"| {side} | {seconds:.2f} | {seconds / best['ours']:.2f}x | "
+              f"{flops / seconds / rate:.0%} | {error} |", flush=True)
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("what", nargs="?", default="infer", choices=["infer", "train"])
+    add("dtype", nargs="?", default="fp32", choices=list(DTYPES))
+    add("--rows", nargs="+", default=["eight", "many", "long"], choices=["eight", "many", "long"])
+    add("--sides", nargs="+", choices=INFER, help="default: all")
+    add("--size", default="base", choices=SHAPES)
+    add("--products", default="auto", choices=["auto", "default", "onednn"])
+    add("--repeats", type=int, default=3, help="the best of so many passes counts")
+    args = parser.parse_args(argv)
+    args.type, args.device, args.side, args.adapter = DTYPES[args.dtype], "cpu", "ours", "dora"
+    known = INFER if args.what == "infer" else TRAIN
+    args.sides = ["ours"] + [side for side in args.sides or known if side in known[1:]]
+
+    hardware = machine.with_products(machine.pick_device("cpu", args.dtype),
+                                     SHAPES[args.size].width)
+    way = hardware.products if args.products == "auto" else args.products
+    print(f"{benchmark.machine_name(args)}; torch {torch.__version__}; {args.size}; "
+          f"{hardware.reason}; used here: {way}", flush=True)
+    with tempfile.TemporaryDirectory() as args.base, machine.float32_products(way):
+        model = tinyrm.ModernBERT(tinyrm.Config.from_json(config_of(args.size))).init_weights(0)
+        tinyrm.save(model, args.base)
+        for name in args.rows:
+            show(args, name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""How float32 products are computed on a processor: the choice, where it holds, and that a run
+keeps the one that it began with. How many tokens a processor takes at once.
+
+    python -m pytest tests/test_machine.py
+"""
+
+import json
+
+import pytest
+import torch
+
+import train
+from evaluate import RewardModel
+from infra import machine
+from infra.machine import Machine, Products
+
+ON_CPU = Machine(torch.device("cpu"), torch.float32, False, "cpu")
+ONE_DNN = Products("onednn", "oneDNN (2.00x as quick)")
+
+
+def setting_now() -> str:
+    return torch.backends.mkldnn.matmul.fp32_precision
+
+
+# --- the choice ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("default_s, onednn_s, onednn_error, way", [
+    (2.0, 1.0, 3.7e-7, "onednn"),  # twice as quick, a rounding of its own
+    (1.2, 1.0, 3.7e-7, "default"),  # not by a third
+    (0.5, 1.0, 3.7e-7, "default"),  # slower
+    (9.0, 1.0, 2.4e-3, "default"),  # bf16 units: quick, and another precision
+    (9.0, 1.0, float("nan"), "default"),
+])
+def test_onednn_is_taken_where_it_is_the_same_and_quicker(default_s, onednn_s, onednn_error, way):
+    seconds = {"default": default_s, "onednn": onednn_s}
+    errors = {"default": 2.5e-7, "onednn": onednn_error}
+    assert machine.choose_products(seconds, errors).way == way
+
+
+def test_the_trial_leaves_torch_and_its_random_numbers_as_they_were():
+    before, numbers = setting_now(), torch.get_rng_state()
+    found = machine.try_products.__wrapped__(512, torch.get_num_threads())
+    assert found.way in ("default", "onednn") and "x as quick" in found.reason
+    assert setting_now() == before and torch.equal(torch.get_rng_state(), numbers)
+
+
+@pytest.mark.parametrize("width, dtype, on_gpu", [
+    (128, torch.float32, False), (768, torch.bfloat16, False), (768, torch.float32, True)])
+def test_small_models_16_bits_and_gpus_are_not_tried(width, dtype, on_gpu, monkeypatch):
+    monkeypatch.setattr(machine, "try_products", None)
+    hardware = ON_CPU._replace(dtype=dtype, on_gpu=on_gpu)
+    assert machine.with_products(hardware, width) == hardware
+
+
+# --- where it holds --------------------------------------------------------------------------
+
+
+def test_the_setting_is_put_back_also_after_an_error():
+    before = setting_now()
+    with pytest.raises(KeyError), machine.float32_products("onednn"):
+        assert setting_now() == "bf16"
+        raise KeyError
+    assert setting_now() == before
+
+
+def test_the_default_leaves_what_the_user_set():
+    with machine.float32_products("onednn"):  # as a user may have set it
+        with machine.float32_products("default"):
+            assert setting_now() == "bf16"
+
+
+@pytest.fixture
+def quick_onednn(monkeypatch):
+    """A machine on which every model takes oneDNN."""
+    monkeypatch.setattr(machine, "WIDE", 0)
+    monkeypatch.setattr(machine, "try_products", lambda width, threads: ONE_DNN)
+
+
+def test_opening_a_model_tries_nothing_and_sets_nothing(tiny, quick_onednn, monkeypatch):
+    monkeypatch.setattr(machine, "try_products", None)
+    before = setting_now()
+    RewardModel.load(tiny, device="cpu").compare("one", "two", "three")
+    assert setting_now() == before
+
+
+# --- a run keeps it --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings_in_steps(monkeypatch):
+    """A list that grows by the setting in each training step."""
+    seen = []
+    train_step = train.train_step
+
+    def watched(*args):
+        seen.append(setting_now())
+        return train_step(*args)
+
+    monkeypatch.setattr(train, "train_step", watched)
+    return seen
+
+
+def stop_after(steps, monkeypatch):
+    """train.main ends with a KeyboardInterrupt in the step after, with all before saved."""
+    logged, log = [], train.RunFolder.log
+
+    def stopping(self, line, dropped):
+        log(self, line, dropped)
+        self.save(line["step"])
+        logged.append(line)
+        if len(logged) == steps:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.RunFolder, "log", stopping)
+
+
+def test_a_run_that_goes_on_computes_as_it_began(flags, tmp_path, quick_onednn, settings_in_steps,
+                                                 monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(SystemExit):
+            train.main(flags())
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["products"] == "onednn" and record["device"].endswith(ONE_DNN.reason)
+
+    # the machine is busy now, and would choose otherwise
+    monkeypatch.setattr(machine, "try_products", lambda width, threads: Products("default", ""))
+    train.main(["--resume", str(tmp_path / "run")])
+    assert settings_in_steps == ["bf16"] * 6
+    assert setting_now() != "bf16"
+
+
+def test_a_run_that_was_begun_before_there_was_a_choice_goes_on_as_it_was(
+        flags, tmp_path, settings_in_steps, monkeypatch, quick_onednn):
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "WIDE", 512)
+        stop_after(3, patch)
+        with pytest.raises(SystemExit):
+            train.main(flags())
+    file = tmp_path / "run/run.json"
+    record = json.loads(file.read_text())
+    assert record.pop("products") == "default"
+    file.write_text(json.dumps(record))
+
+    train.main(["--resume", str(tmp_path / "run")])
+    assert "bf16" not in settings_in_steps and len(settings_in_steps) == 6
+
+    file.write_text(json.dumps(record | {"products": "MKL", "result": {}}))
+    with pytest.raises(ValueError, match="products is damaged"):
+        train.main(["--resume", str(tmp_path / "run")])
+
+
+# --- tokens at once --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width, tokens", [(128, 4096), (768, 2048), (1024, 2048)])
+def test_a_processor_takes_fewer_tokens_of_a_wide_model(width, tokens):
+    assert machine.cpu_tokens(width) == tokens
