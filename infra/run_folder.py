@@ -46,7 +46,8 @@ from infra.sources import PairSets
 from infra.tables import read_rows
 from tinyrm import Field, ModernBERT, read_json
 
-FORMAT = 2  # of run.json and state/: goes up when an older unfinished run cannot be resumed
+FORMAT = 3  # of run.json and state/: goes up when an older unfinished run cannot be resumed
+LAST_COMMITS = {2: "cc59452"}  # the last one of each format; of those without a number 4a59190
 # Settings that change time and memory, not the result: --resume takes them. Data may have moved:
 # they must have the same fingerprint.
 MAY_CHANGE = ("device", "micro_tokens", "checkpoint_layers", "data")
@@ -99,12 +100,12 @@ def read_record(folder: str, given: dict, settings_class: type) -> dict:
     if number is not None and number < 1:
         raise ValueError(f"{folder}/run.json: format is damaged: restore it, or begin a new run")
     if number != FORMAT:
-        raise ValueError(f"--resume {folder}: begun by an earlier version; `git checkout 4a59190` "
+        commit = LAST_COMMITS.get(number, "4a59190")
+        raise ValueError(f"--resume {folder}: begun by an earlier version; `git checkout {commit}` "
                          "has the one that can resume it, or begin a new run")
     check_stored(settings_class, record.get("settings") or {}, f"{folder}/run.json")
     record["settings"].update(given)
-    record.setdefault("products", "default")  # a run that was begun before there was a choice
-    if record["products"] not in ("default", "onednn"):
+    if record.get("products") not in ("default", "onednn"):
         raise ValueError(f"{folder}/run.json: products is damaged: restore it, or begin a new run")
     if "data" in given:  # the commits of the data before do not matter, that of the model does
         pinned = record["settings"]["revision"]

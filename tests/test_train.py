@@ -568,11 +568,13 @@ def test_lines_of_steps_beyond_the_state_are_taken_away(unfinished):
     assert [line["step"] for line in metrics_of(unfinished)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_run_of_the_first_edition_is_refused_with_the_commit_that_can_resume_it(unfinished):
-    change_record(unfinished, format=None)  # which its run.json did not have
+@pytest.mark.parametrize("edition, commit", [(None, "4a59190"), (2, "cc59452")])
+def test_a_run_of_an_earlier_edition_is_refused_with_the_commit_that_can_resume_it(
+        unfinished, edition, commit):
+    change_record(unfinished, format=edition)  # None: the first one's run.json had no number
     message = message_of(["--resume", str(unfinished)])
     assert message.startswith(f"--resume {unfinished}: begun by an earlier version")
-    assert "`git checkout 4a59190`" in message
+    assert f"`git checkout {commit}`" in message
 
 
 @pytest.mark.parametrize("edition", [{}, {"format": None}], ids=["this", "first"])
