@@ -93,6 +93,8 @@ def how_to_make(model: str) -> str:
     command = "python nano/make.py"
     if model == "nano-text":
         return f"{command} --instruct nano --no-tasks --out runs/nano-text"
+    if model == "nano-cls":
+        return f"{command} --instruct nano --head cls --out runs/nano-cls"
     width = model.removeprefix("nano-")
     return f"{command} --width {width} --out runs/{model}"
 

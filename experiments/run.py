@@ -103,6 +103,9 @@ GROUPS = {
                  budgets=(1000,), models=("large",)),
         Contrast("instructions against as much ordinary text", {}, {"model": "nano-text"},
                  budgets=FEW_AND_MANY, models=("nano-instruct",)),
+        Contrast("cloze against [CLS] that was instructed too", {},
+                 {"model": "nano-cls", "head": "cls"}, budgets=FEW_AND_MANY,
+                 models=("nano-instruct",)),
         Contrast("cloze against [CLS], in the other template", {"template": "choice"},
                  {"template": "choice", "head": "cls"}, budgets=FEW_AND_MANY),
     ],
@@ -206,7 +209,7 @@ class Job(NamedTuple):
 
 
 MERGE_SEEDS = 8
-NO_MERGE = ("random", "nano-causal")  # merge.py knows encoders under the cloze
+NO_MERGE = ("random", "nano-causal", "nano-cls")  # merge.py knows encoders under the cloze
 
 
 class MergeJob(NamedTuple):

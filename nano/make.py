@@ -319,6 +319,29 @@ def rate(step: int, plan: Plan) -> float:
     return plan.peak * min(1.0, (step + 1) / plan.warm, max(left, 0.02))
 
 
+def add_classifier(model: tinyrm.ModernBERT, seed: int) -> tinyrm.ModernBERT:
+    """A second head, the two classes at [CLS]. The word head stays for the text and for answers in
+    words."""
+    model.classifier = torch.nn.Linear(model.config.hidden_size, 2)
+    model.init_classifier(seed)
+    return model
+
+
+def has_classifier(model: tinyrm.ModernBERT) -> bool:
+    return hasattr(model, "classifier")
+
+
+def without_words(model: tinyrm.ModernBERT) -> tinyrm.ModernBERT:
+    """The same encoder with the classes as its only head, as it is stored."""
+    classifier = tinyrm.ModernBERT(model.config, "cls")
+    state = {}
+    for name, weight in model.state_dict().items():
+        if not name.startswith("decoder."):
+            state[name] = weight
+    classifier.load_state_dict(state)
+    return classifier
+
+
 class Losses(NamedTuple):
     text: torch.Tensor  # cross-entropy at the hidden tokens of the text
     tasks: torch.Tensor  # and at the answers (0 without tasks)
@@ -341,9 +364,33 @@ def losses_at(model, reader: Reader, step: int, tasks: bool, plain: bool = False
     tokens = torch.cat([text.tokens, task.tokens])
     hidden = model(tokens, starts_of(text.lengths + task.lengths))  # (T, D)
     text_loss = F.cross_entropy(model.logits(hidden[text.where]), text.what)
-    logits = model.logits(hidden[len(text.tokens) + task.where])  # (rows, V)
-    right = (logits.argmax(1) == task.what).float().mean().item()
-    return Losses(text_loss, F.cross_entropy(logits, task.what), right, len(tokens))
+    hidden_of_tasks = hidden[len(text.tokens):]
+    if has_classifier(model):
+        loss, right = losses_with_classes(model, reader, task, hidden_of_tasks)
+    else:
+        logits = model.logits(hidden_of_tasks[task.where])  # (rows, V)
+        loss = F.cross_entropy(logits, task.what)
+        right = (logits.argmax(1) == task.what).float().mean().item()
+    return Losses(text_loss, loss, right, len(tokens))
+
+
+def losses_with_classes(model, reader: Reader, task: Targets, hidden: torch.Tensor):
+    """The mean loss of the tasks and their share of right answers, where labels are classes that
+    are read at [CLS], and other words are read at [MASK] as ever."""
+    labels = torch.tensor([reader.ids(f" {label}")[0] for label in "AB"])
+    is_label = torch.isin(task.what, labels)
+    words = model.logits(hidden[task.where[~is_label]])  # (N, V)
+    word_targets = task.what[~is_label]
+
+    at_cls = hidden[starts_of(task.lengths)[:-1][is_label]]  # (M, D)
+    activated = F.gelu(model.head.dense(at_cls))
+    classes = model.classifier(model.head.norm(activated))  # (M, 2)
+    class_targets = (task.what[is_label] == labels[1]).long()  # 0: A, 1: B
+
+    loss = F.cross_entropy(words, word_targets, reduction="sum")
+    loss = loss + F.cross_entropy(classes, class_targets, reduction="sum")
+    right = (words.argmax(1) == word_targets).sum() + (classes.argmax(1) == class_targets).sum()
+    return loss / len(task.what), right.item() / len(task.what)
 
 
 class Spent(NamedTuple):
@@ -520,6 +567,8 @@ def read_flags(argv: list[str] | None):
                         help="instruct the model in DIR instead of pre-training a new one")
     parser.add_argument("--no-tasks", action="store_true",
                         help="with --instruct: as many steps of text alone, a control")
+    parser.add_argument("--head", choices=["cloze", "cls"], default="cloze",
+                        help="with --instruct: cls reads labels by a layer at [CLS], a control")
     parser.add_argument("--causal", action="store_true", help="pre-train the decoder twin")
     parser.add_argument("--width", type=int, default=128, choices=range(32, 257, 32), metavar="D",
                         help="hidden size, a multiple of 32: for accuracy against size")
@@ -534,7 +583,10 @@ def read_flags(argv: list[str] | None):
     parser.add_argument("--threads", type=int, default=1, help="bit-equal only at the same number")
     parser.add_argument("--pairs", action="store_true", help="write the pairs and stop")
     parser.add_argument("--show", action="store_true", help="print text and pairs, write nothing")
-    return parser.parse_args(argv)
+    flags = parser.parse_args(argv)
+    if flags.head == "cls" and not flags.instruct:
+        parser.error("--head cls: goes with --instruct")
+    return flags
 
 
 def main(argv: list[str] | None = None):
@@ -558,6 +610,10 @@ def main(argv: list[str] | None = None):
         tokenizer = Tokenizer.from_file(str(flags.instruct / "tokenizer.json"))
         for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
             shutil.copyfile(flags.instruct / name, flags.out / name)
+        if flags.head == "cls":
+            if is_causal(model):
+                sys.exit(f"--head cls: {flags.instruct} is a decoder, whose first token sees no row")
+            model = add_classifier(model, flags.seed)
         # other text than that of pre-training
         text_seed = flags.seed + 1
     else:
@@ -573,7 +629,10 @@ def main(argv: list[str] | None = None):
     print(f"{len(world)} words, {tokenizer.get_vocab_size()} tokens, {size / 1e6:.2f} M parameters")
     reader = Reader(world, tokenizer, text_seed, plan.rows)
     train(model, reader, plan, flags.out / "state" / "state.safetensors", flags.stop)
-    tinyrm.save(model, flags.out)
+    if has_classifier(model):
+        tinyrm.save(without_words(model), flags.out, labels=("A", "B"))
+    else:
+        tinyrm.save(model, flags.out)
     print(f"wrote {flags.out}")
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 import data
+import tinyrm
 from infra.hub import ROOT
 from infra.pairs import to_text
 
@@ -527,6 +528,38 @@ def test_the_control_has_the_same_text_and_no_tasks(run, tmp_path):
     run(tmp_path / "plain", "--steps", "2", "--width", "32")
     flags = ["--steps", "2", "--instruct", str(tmp_path / "plain"), "--no-tasks"]
     assert "verdicts" not in run(tmp_path / "control", *flags)
+
+
+def test_a_head_at_cls_can_be_instructed_instead(run, tmp_path):
+    """It is stored as a classifier over an encoder that was trained with it, and a killed run goes
+    on to the same bits."""
+    run(tmp_path / "plain", "--steps", "2", "--width", "32")
+    flags = ["--steps", "4", "--instruct", str(tmp_path / "plain"), "--head", "cls"]
+    run(tmp_path / "a", *flags)
+    run(tmp_path / "b", *flags, "--stop", "2")
+    run(tmp_path / "b", *flags)
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+    fresh = tinyrm.load(tmp_path / "plain", "cls", seed=17)
+    instructed = tinyrm.load(tmp_path / "a")
+    assert instructed.head_kind == "cls"
+    for name in ("classifier.weight", "model.layers.0.mlp.Wi.weight"):
+        assert not torch.equal(fresh.state_dict()[name], instructed.state_dict()[name])
+
+
+def test_the_classes_are_the_labels():
+    """A classifier that always says A is right where the answer's label is A."""
+    reader = make.Reader(WORLD, tokenizer(), 0, 8)
+    model = make.add_classifier(make.load_model(NANO), 0)
+    model.classifier.weight.data.zero_()
+    model.classifier.bias.data.copy_(torch.tensor([9.0, -9.0]))
+    task = reader.answers(0, causal=False, plain=True)  # labels alone
+    hidden = model(task.tokens, make.starts_of(task.lengths))
+    _, right = make.losses_with_classes(model, reader, task, hidden)
+    says_a = (task.what == reader.ids(" A")[0]).float().mean().item()
+    assert 0.2 < says_a < 0.8
+    assert right == pytest.approx(says_a)
 
 
 def test_the_decoder_is_asked_for_each_next_token_of_the_same_text():
