@@ -612,7 +612,7 @@ def main(argv: list[str] | None = None):
             shutil.copyfile(flags.instruct / name, flags.out / name)
         if flags.head == "cls":
             if is_causal(model):
-                sys.exit(f"--head cls: {flags.instruct} is a decoder, whose first token sees no row")
+                sys.exit(f"--head cls: {flags.instruct} is a decoder: its first token sees nothing")
             model = add_classifier(model, flags.seed)
         # other text than that of pre-training
         text_seed = flags.seed + 1
