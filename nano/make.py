@@ -309,7 +309,7 @@ class Plan(NamedTuple):
 
 
 PRETRAINING = Plan(steps=4400, rows=64, peak=2e-3, warm=200, tail=0.2, tasks=False)
-INSTRUCTION = Plan(steps=3000, rows=32, peak=2e-3, warm=100, tail=0.4, tasks=True, plain=800)
+INSTRUCTION = Plan(steps=3600, rows=32, peak=2e-3, warm=100, tail=0.35, tasks=True, plain=800)
 
 
 def rate(step: int, plan: Plan) -> float:
