@@ -64,8 +64,13 @@ def coin(ax, where: float = 0.5, vertical: bool = False, text: str = "a coin's t
         ax.axvline(where, color=GREY, ls="--", lw=1)
         return
     ax.axhline(where, color=GREY, ls="--", lw=1)
-    ax.text(0.99, where, text, color=GREY, fontsize=8, ha="right", va="bottom",
+    ax.text(0.99, where, text, color=GREY, fontsize=8, ha="right", va="top",
             transform=ax.get_yaxis_transform())
+
+
+def ink(colour: str) -> str:
+    """The colour of a text that belongs to a line of this colour."""
+    return INKS[PALETTE.index(colour)]
 
 
 def nothing_yet(ax, text: str = "no runs yet"):
@@ -86,8 +91,7 @@ def name_ends(ax, series: list[Series], colours: list[str], least: float):
     """Each line's name, right of its last point."""
     heights = apart([line.mean[-1] for line in series], least)
     for line, colour, height in zip(series, colours, heights, strict=True):
-        ink = INKS[PALETTE.index(colour)]
-        ax.annotate(line.name, (line.x[-1], line.mean[-1]), (1.03, height), color=ink,
+        ax.annotate(line.name, (line.x[-1], line.mean[-1]), (1.03, height), color=ink(colour),
                     textcoords=ax.get_yaxis_transform(), va="center", fontsize=8,
                     annotation_clip=False)
 
@@ -106,10 +110,10 @@ def rows_of_a_pair(spans: list[dict[str, tuple[int, int]]], lengths: Sequence[in
             if part in places:
                 colour = PALETTE[places[part]]
             ax.barh(y, stop - start, left=start, color=colour)
-            ink = "black" if part == "prompt" else "white"
+            letters = "black" if part == "prompt" else "white"
             turn = 90 if stop - start < 4 else 0
-            ax.text((start + stop) / 2, y, part, color=ink, ha="center", va="center", fontsize=7,
-                    rotation=turn)
+            ax.text((start + stop) / 2, y, part, color=letters, rotation=turn, fontsize=7,
+                    ha="center", va="center")
     ax.set(yticks=[0, 1], yticklabels=["row 1", "row 2"], xlabel="position in the row (tokens)",
            title="One pair, two rows (navy: the better response, rust: the other)")
     ax.invert_yaxis()
@@ -119,7 +123,7 @@ def rows_of_a_pair(spans: list[dict[str, tuple[int, int]]], lengths: Sequence[in
 def heat_map(table, names: Sequence[str], xlabel: str, ylabel: str, title: str):
     """Probabilities, (X, X): dark is 1."""
     fig, ax = plt.subplots(figsize=(4.8, 3.9))
-    image = ax.imshow(table, cmap="cividis_r", vmin=0, vmax=1)
+    image = ax.imshow(table, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(names))
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title, yticks=ticks, yticklabels=names)
     ax.set_xticks(ticks, names, rotation=60)
@@ -156,7 +160,7 @@ def attention_maps(maps: list, names: list[str]):
     """Who looks at whom in each layer, (T, T) each, on a logarithmic scale."""
     fig, axes = plt.subplots(1, len(maps), figsize=(2.7 * len(maps), 2.9), sharey=True)
     for ax, name, one in zip(axes, names, maps, strict=True):
-        image = ax.imshow(one, cmap="cividis_r", norm="log", vmin=1e-4, vmax=1)
+        image = ax.imshow(one, cmap="Blues", norm="log", vmin=1e-4, vmax=1)
         ax.set(title=name, xlabel="key (position, tokens)")
     axes[0].set_ylabel("query (position, tokens)")
     fig.colorbar(image, ax=axes, shrink=0.8, label="attention, mean of heads")
@@ -168,7 +172,7 @@ def scores_by_length(lengths: Sequence[int], scores: dict[str, Sequence[int]]):
     fig, ax = plt.subplots(figsize=(6, 2.8))
     for (name, values), colour, mark in zip(scores.items(), PALETTE, MARKS, strict=False):
         ax.loglog(lengths, values, color=colour, marker=mark, mfc="white")
-        ax.annotate(name, (lengths[-1], values[-1]), (8, 0), color=colour, va="center",
+        ax.annotate(name, (lengths[-1], values[-1]), (8, 0), color=ink(colour), va="center",
                     textcoords="offset points", annotation_clip=False)
     ax.set_xticks(lengths, lengths)
     ax.minorticks_off()
@@ -182,7 +186,7 @@ def gate(a, values: dict[str, Sequence[float]]):
     fig, ax = plt.subplots(figsize=(6, 2.6))
     for (name, y), colour in zip(values.items(), PALETTE, strict=False):
         ax.plot(a, y, color=colour, lw=2)
-        ax.annotate(name, (a[-1], y[-1]), (5, 0), color=colour, va="center",
+        ax.annotate(name, (a[-1], y[-1]), (5, 0), color=ink(colour), va="center",
                     textcoords="offset points", annotation_clip=False)
     ax.set(xlabel="gate a", ylabel="gelu(a) b", title="The gate lets the value through, or not")
     plt.show()
@@ -202,7 +206,7 @@ def rows_turned_and_stretched(arrows: dict[str, tuple], rows: int):
                                                         "alpha": 0.15})
         ax.plot(along, across, ".", color=colour)
         ax.set(title=f"{name}: {rows} rows, after", xlabel="along the old direction",
-               xlim=(0, 1.7), ylim=(-0.12, 1.05))
+               xlim=(0, 1.35), ylim=(-0.12, 1.05))
         ax.set_aspect("equal")
     axes[0].set_ylabel("across it")
     axes[0].text(0.55, 0.9, "old length", color=GREY, fontsize=8)
@@ -213,12 +217,10 @@ def trained_parameters(counts: dict[str, Sequence[int]], title: str):
     """How much trains, by adapter and by how many layers are frozen."""
     fig, ax = plt.subplots(figsize=(6.3, 2.9))
     for (name, values), colour, mark in zip(counts.items(), PALETTE, MARKS, strict=False):
-        ax.plot(range(len(values)), values, color=colour, marker=mark, mfc="white")
-        ax.annotate(name, (0, values[0]), (-8, 0), color=colour, va="center", ha="right",
-                    textcoords="offset points", annotation_clip=False)
+        ax.plot(range(len(values)), values, color=colour, marker=mark, mfc="white", label=name)
+    ax.legend()
     ax.set(xlabel="frozen layers of 4 (from 1 on the embeddings too)", yscale="log",
-           ylabel="trained parameters", xticks=range(len(values)), title=title,
-           xlim=(-0.6, len(values) - 0.8))
+           ylabel="trained parameters", xticks=range(len(values)), title=title)
     plt.show()
 
 
@@ -368,13 +370,22 @@ def accuracy_by_pairs(panels: dict[str, list[Series]], xlabel: str, ylabel: str,
     axes[0, 0].set_ylabel(ylabel)
     if log_error:
         axes[0, 0].set_yscale("log")
+        axes[0, 0].set_yticks([0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5],
+                              ["0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5"])
+        axes[0, 0].minorticks_off()
+        errors = [mean for lines in panels.values() for line in lines for mean in line.mean]
+        if errors:
+            axes[0, 0].set_ylim(0.7 * min(errors), 1.4 * max(errors))
     else:
         axes[0, 0].set_ylim(0.4, 1.04)
-        for ax, lines in zip(axes[0], panels.values(), strict=True):
-            if lines and ax is axes[0, -1]:
-                colours = [PALETTE[names.index(line.name)] for line in lines]
-                name_ends(ax, lines, colours, least=0.055)
-    if log_error or not list(panels.values())[-1]:
+
+    # names stand at the ends of the last panel's lines where all of them end there
+    last = list(panels.values())[-1]
+    ends = {line.x[-1] for line in last}
+    if len(last) == len(names) and len(ends) == 1 and not log_error:
+        colours = [PALETTE[names.index(line.name)] for line in last]
+        name_ends(axes[0, -1], last, colours, least=0.055)
+    else:
         handles = [plt.Line2D([], [], color=PALETTE[i], marker=MARKS[i], mfc="white", label=name)
                    for i, name in enumerate(names)]
         fig.legend(handles=handles, loc="outside right center")
@@ -420,9 +431,9 @@ def merged_accuracy(scales: Sequence[float], panels: dict[str, list[Series]],
         ax.axhline(alone[domain], color=PALETTE[1], lw=1.5)
         ax.text(scales[0], alone[domain], "the specialist", color=PALETTE[1], fontsize=8,
                 va="bottom")
-        coin(ax)
+        coin(ax, text="a coin's toss" if domain == list(panels)[0] else "")
         ax.set(title=domain, xlabel="scale λ of the changes", ylim=(0.3, 1.08))
-    axes[0].text(1 / 3 + 0.02, 0.32, "average of the weights", color=GREY, fontsize=8)
+    axes[0].text(1 / 3 + 0.02, 0.31, "average of the weights", color=GREY, fontsize=8)
     axes[0].set_ylabel("accuracy")
     fig.suptitle(title, fontsize=10)
     plt.show()
@@ -444,8 +455,15 @@ def length_and_turn(panels: dict[str, dict[str, tuple[Sequence[float], Sequence[
             colour = PALETTE[place % len(PALETTE)]
             ax.loglog(turns, lengths, (*MARKS, "v")[place], color=colour, mfc="white", ls="")
         ax.set(title=adapter, xlabel=f"turn of the rows, 1 - cos\n{notes[adapter]}")
+        ticks = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1]
+        ax.set_xticks(ticks, ticks)
+        ax.set_yticks(ticks, ticks)
         ax.minorticks_off()
-    axes[0, 0].set_ylabel("relative change of their length")
+    turns = np.concatenate([values[0] for found in panels.values() for values in found.values()])
+    lengths = np.concatenate([values[1] for found in panels.values() for values in found.values()])
+    axes[0, 0].set(xlim=(0.7 * turns.min(), 1.5 * turns.max()),
+                   ylim=(0.7 * lengths.min(), 1.5 * lengths.max()),
+                   ylabel="relative change of their length")
     handles = [plt.Line2D([], [], ls="", color=PALETTE[i % len(PALETTE)], marker=(*MARKS, "v")[i],
                           mfc="white", label=part) for i, part in enumerate(parts)]
     fig.legend(handles=handles, loc="outside right center")
@@ -463,7 +481,7 @@ def by_depth(layers: Sequence[int], likeness: dict[str, Sequence[float]],
             ax.plot(line.x, line.mean, color=colour, marker=mark, mfc="white")
         name_ends(ax, series, list(PALETTE[:len(series)]), least=0.06)
         ax.set(xlabel="layers passed", xticks=layers, ylim=(0, 1.05))
-    axes[0].set_ylabel("likeness (linear CKA), before and after")
+    axes[0].set_ylabel("linear CKA, before and after")
     axes[1].set_ylabel("right, one order")
     coin(axes[1], text="")
     fig.suptitle(f"What training left of the residual stream, n = {rows} rows", fontsize=10)
@@ -479,7 +497,7 @@ def cost_of_ranking(counts: Sequence[int], rows: dict[str, Sequence[float]], flo
     series = [Series(name, counts, values, []) for name, values in rows.items()]
     for line, colour, mark in zip(series, PALETTE, MARKS, strict=False):
         ax.loglog(line.x, line.mean, color=colour, marker=mark, mfc="white")
-        ax.annotate(line.name, (line.x[-1], line.mean[-1]), (8, 0), color=colour, va="center",
+        ax.annotate(line.name, (line.x[-1], line.mean[-1]), (8, 0), color=ink(colour), va="center",
                     textcoords="offset points", fontsize=8, annotation_clip=False)
         ax.annotate(f"{line.mean[-1] * flops_a_row:.1e} FLOPs", (line.x[-1], line.mean[-1]),
                     (8, -10), color=GREY, va="center", textcoords="offset points", fontsize=7,
