@@ -41,7 +41,7 @@ def test_there_is_a_notebook_for_each_part_of_the_paper_in_order():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_is_short_and_executed_without_errors(path):
     every = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    assert len(every) <= 25
+    assert len(every) <= 20
     assert max(len(source(cell).splitlines()) for cell in every) <= 40
     code = cells(path)
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
