@@ -293,14 +293,14 @@ def jobs_of(compared: list[Comparison], seeds: int, rates: dict[str, float]) -> 
 
 def read_records(model: str, files: tuple[str, ...], only_look: bool = False) -> dict[str, dict]:
     """The records of a model by their names; those of other weights or other pairs are left out and
-    counted. A last line that was cut by a kill is dropped. Only to look at them, no weights are
-    fetched or asked for."""
+    counted. A last line that was cut by a kill is left out, and taken from the file by a run that
+    will add to it. Only to look at them, no weights are fetched or asked for."""
     path = RECORDS / f"{Path(model).name}.jsonl"
     if not path.exists():
         return {}
     text = path.read_text(encoding="utf-8")
     whole = text[:text.rfind("\n") + 1]
-    if whole != text:
+    if whole != text and not only_look:
         os.truncate(path, len(whole.encode()))  # the next record begins a new line
 
     base = None
