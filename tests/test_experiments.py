@@ -556,6 +556,8 @@ def test_a_half_last_line_is_dropped_and_made_again(bench):
     run.main(ONE)
     whole = bench.path.read_text()
     bench.path.write_text(whole[:-20])
+    run.main([*ONE, "--print"])  # looks, and leaves the file as it is
+    assert bench.path.read_text() == whole[:-20]
     run.main(ONE)
     assert bench.path.read_text() == whole
     assert len(bench.made) == ALL + 1
