@@ -37,6 +37,7 @@ from infra.sources import (
     repositories,
 )
 
+FEW = "; few pairs to judge by: their accuracy will say little, see --held-out"
 BENCHES = [
     "allenai/reward-bench",
     "allenai/reward-bench-2",
@@ -419,7 +420,7 @@ def test_files_are_split_by_prompt(tmp_path):
     sets = load_sets(files, "all", held_out=4, limit=0, seed=17)
     assert [pair.chosen for pair in sets.held_out] == ["c0", "c4", "c6", "c10"]  # see test_pairs
     assert len(sets.train) == 8
-    assert sets.note == f"{files[0]} {files[1]}; 4 held out, by prompt"
+    assert sets.note == f"{files[0]} {files[1]}; 4 held out, by prompt{FEW}"
 
 
 def test_a_limit_draws_training_pairs_by_the_seed_and_keeps_their_order(tmp_path):
@@ -447,7 +448,7 @@ def test_the_hub_is_converted_and_split_by_prompt(hub, tmp_path):
         sets = load_sets(["hub"], "safety", held_out=1, limit=0, seed=0)
     assert (len(sets.train), len(sets.held_out)) == (2, 1)
     assert sets.note.startswith("safety = 1 offset")
-    assert sets.note.endswith("; 1 held out, by prompt")
+    assert sets.note.endswith(f"; 1 held out, by prompt{FEW}")
     assert list(sets.commits) == [SKYWORK, PKU, *BENCHES]
 
 
@@ -505,7 +506,7 @@ def test_a_data_set_on_the_hub_is_its_split_train(hub, tmp_path, name, body):
     assert sets.commits == {UF: hub.commit(f"dataset:{UF}")}
     assert sets.note == (
         f"{UF}; left out 1 rows whose score_chosen is not above score_rejected; 2 held out, by "
-        "prompt"
+        f"prompt{FEW}"
     )
 
 

@@ -730,7 +730,7 @@ def test_an_empty_folder_is_to_be_removed(tmp_path, capsys):
     assert message == (f"--resume {tmp_path}: nothing to resume: remove the folder and begin again")
 
 
-@pytest.mark.parametrize("number, message", [(3, "begun by a later version (format 3): take that"),
+@pytest.mark.parametrize("number, message", [(4, "begun by a later version (format 4): take that"),
                                              (-1, "run.json: format is damaged: restore it")])
 def test_a_format_of_no_earlier_version_is_said_to_be_so(unfinished, number, message):
     change_record(unfinished, format=number)
