@@ -591,12 +591,10 @@ def balanced_shares(sizes: list[int], parts: int) -> list[list[int]]:
 def main(domain="reasoning"):
     nano = Path(__file__).parent / "nano"
     with open(nano / "pairs" / f"{domain}.train.jsonl", encoding="utf-8") as file:
-        row = json.loads(file.readline())
-    prompt = row["prompt"]
-    if not isinstance(prompt, str):  # a conversation; infra/pairs.py reads all of their forms
-        turns = [f"{message['role'].capitalize()}: {message['content']}" for message in prompt]
-        prompt = "\n\n".join(turns)
-    pair = Pair(prompt, row["chosen"], row["rejected"], domain=domain)
+        rows = [json.loads(line) for line in file]
+    # the first that is no list of messages, of which infra/pairs.py makes a text
+    row = next(row for row in rows if isinstance(row["prompt"], str))
+    pair = Pair(row["prompt"], row["chosen"], row["rejected"], domain=domain)
     for name in ("prompt", "chosen", "rejected"):
         print(f"{name}: {getattr(pair, name)}")
 

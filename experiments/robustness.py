@@ -6,8 +6,8 @@ them.
 
 Each run is train.py's own recipe on the 1,000 training pairs. In the columns "idle on ..." the
 answers of the test carry no idle sentence but one on the wrong, the right, or both of them; no
-training pair contains any of these sentences. The last line is of fresh weights with the same
-budget, trained in full above nothing that is frozen. Means ± half a 95 % interval over the seeds.
+training pair contains any of these sentences. The last line is one seed of fresh weights with the
+same budget, trained in full, nothing frozen. Means ± half a 95 % interval over the seeds.
 """
 
 import argparse
@@ -49,9 +49,9 @@ def by_turns(pairs: list[Pair]) -> dict[str, list[Pair]]:
 
 
 class Specialist(NamedTuple):
-    """Accuracies on the test, by the column of the table."""
+    """Accuracies on the test, by the column of a table."""
 
-    all: dict[str, float]
+    columns: dict[str, float]
     turns: dict[str, float]  # of conversations
 
 
@@ -87,7 +87,10 @@ def cells_of(found: list[dict[str, float]]) -> str:
     texts = []
     for column in found[0]:
         mean, half, n = stats.interval(one[column] for one in found)
-        texts.append(f"{mean:.3f} ± {half:.3f}" if n > 1 else f"{mean:.3f}")
+        if n > 1:
+            texts.append(f"{mean:.3f} ± {half:.3f}")
+        else:
+            texts.append(f"{mean:.3f}")
     return " | ".join(texts)
 
 
@@ -105,19 +108,21 @@ def main(argv: list[str] | None = None) -> None:
 
     columns = ["test", *(f"idle on {name}" for name in IDLE_ON)]
     print(f"| {flags.model} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
-    turns = {}
+    of_chat = []  # its seeds
     for domain in data.DOMAINS:
-        print(f"| {domain}, before | {cells_of([before(flags.model, domain).all])} |", flush=True)
+        encoder = before(flags.model, domain)
+        print(f"| {domain}, before | {cells_of([encoder.columns])} |", flush=True)
         seeds = [after(Cell(flags.model, domain, 1000), seed) for seed in range(1, flags.seeds + 1)]
-        print(f"| {domain}, after | {cells_of([one.all for one in seeds])} |", flush=True)
+        columns_of_seeds = [one.columns for one in seeds]
+        print(f"| {domain}, after | {cells_of(columns_of_seeds)} |", flush=True)
         if domain == "chat":
-            turns = seeds
+            of_chat = seeds
     random = Cell("random", "reasoning", 1000, adapter="full", freeze=0)
-    print(f"| reasoning, fresh weights | {cells_of([after(random, 1).all])} |", flush=True)
+    print(f"| reasoning, fresh weights | {cells_of([after(random, 1).columns])} |", flush=True)
 
-    names = list(turns[0].turns)
+    names = list(of_chat[0].turns)
     print(f"\n| chat, after | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
-    print(f"| test | {cells_of([one.turns for one in turns])} |")
+    print(f"| test | {cells_of([one.turns for one in of_chat])} |")
 
 
 if __name__ == "__main__":

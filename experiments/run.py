@@ -112,10 +112,10 @@ GROUPS = {
 }
 
 # the recipes of the paper's models are not alike in all domains (train.RECIPES), nano's are
-RECIPE = {"adapter": fit.RECIPE}
+OWN_RECIPE = {"adapter": fit.RECIPE}
 for large in ("large", "large-instruct", "base"):
     GROUPS["freeze"].append(Contrast("the domain's own recipe against DoRA and freezing in all",
-                                     RECIPE, {}, budgets=(1000,), models=(large,)))
+                                     OWN_RECIPE, {}, budgets=(1000,), models=(large,)))
 
 for size in ("17m", "32m", "68m", "150m", "400m", "1b"):
     GROUPS["causal"].append(

@@ -319,27 +319,17 @@ def rate(step: int, plan: Plan) -> float:
     return plan.peak * min(1.0, (step + 1) / plan.warm, max(left, 0.02))
 
 
-def add_classifier(model: tinyrm.ModernBERT, seed: int) -> tinyrm.ModernBERT:
-    """A second head, the two classes at [CLS]. The word head stays for the text and for answers in
-    words."""
-    model.classifier = torch.nn.Linear(model.config.hidden_size, 2)
-    model.init_classifier(seed)
-    return model
+def add_classifier(model: tinyrm.ModernBERT, seed: int) -> None:
+    """Give the model `at_cls`: a second one over the same encoder and `head`, whose verdict is one
+    of two classes at [CLS]. The word head stays for the text and for answers in words."""
+    at_cls = tinyrm.ModernBERT(model.config, "cls")
+    at_cls.model, at_cls.head = model.model, model.head
+    at_cls.init_classifier(seed)
+    model.at_cls = at_cls
 
 
 def has_classifier(model: tinyrm.ModernBERT) -> bool:
-    return hasattr(model, "classifier")
-
-
-def without_words(model: tinyrm.ModernBERT) -> tinyrm.ModernBERT:
-    """The same encoder with the classes as its only head, as it is stored."""
-    classifier = tinyrm.ModernBERT(model.config, "cls")
-    state = {}
-    for name, weight in model.state_dict().items():
-        if not name.startswith("decoder."):
-            state[name] = weight
-    classifier.load_state_dict(state)
-    return classifier
+    return hasattr(model, "at_cls")
 
 
 class Losses(NamedTuple):
@@ -366,31 +356,34 @@ def losses_at(model, reader: Reader, step: int, tasks: bool, plain: bool = False
     text_loss = F.cross_entropy(model.logits(hidden[text.where]), text.what)
     hidden_of_tasks = hidden[len(text.tokens):]
     if has_classifier(model):
-        loss, right = losses_with_classes(model, reader, task, hidden_of_tasks)
+        answered = answers_with_classes(model, reader, task, hidden_of_tasks)
     else:
         logits = model.logits(hidden_of_tasks[task.where])  # (rows, V)
-        loss = F.cross_entropy(logits, task.what)
         right = (logits.argmax(1) == task.what).float().mean().item()
-    return Losses(text_loss, loss, right, len(tokens))
+        answered = Answered(F.cross_entropy(logits, task.what), right)
+    return Losses(text_loss, answered.loss, answered.right, len(tokens))
 
 
-def losses_with_classes(model, reader: Reader, task: Targets, hidden: torch.Tensor):
-    """The mean loss of the tasks and their share of right answers, where labels are classes that
-    are read at [CLS], and other words are read at [MASK] as ever."""
+class Answered(NamedTuple):
+    loss: torch.Tensor  # mean over the tasks
+    right: float  # share of them
+
+
+def answers_with_classes(model, reader: Reader, task: Targets, hidden: torch.Tensor) -> Answered:
+    """Labels are classes that are read at [CLS], other words are read at [MASK] as ever."""
     labels = torch.tensor([reader.ids(f" {label}")[0] for label in "AB"])
     is_label = torch.isin(task.what, labels)
     words = model.logits(hidden[task.where[~is_label]])  # (N, V)
     word_targets = task.what[~is_label]
 
-    at_cls = hidden[starts_of(task.lengths)[:-1][is_label]]  # (M, D)
-    activated = F.gelu(model.head.dense(at_cls))
-    classes = model.classifier(model.head.norm(activated))  # (M, 2)
+    starts = starts_of(task.lengths)[:-1]  # (B,) where [CLS] stands
+    classes = model.at_cls.logits(hidden[starts[is_label]])  # (M, 2)
     class_targets = (task.what[is_label] == labels[1]).long()  # 0: A, 1: B
 
     loss = F.cross_entropy(words, word_targets, reduction="sum")
     loss = loss + F.cross_entropy(classes, class_targets, reduction="sum")
     right = (words.argmax(1) == word_targets).sum() + (classes.argmax(1) == class_targets).sum()
-    return loss / len(task.what), right.item() / len(task.what)
+    return Answered(loss / len(task.what), right.item() / len(task.what))
 
 
 class Spent(NamedTuple):
@@ -613,7 +606,7 @@ def main(argv: list[str] | None = None):
         if flags.head == "cls":
             if is_causal(model):
                 sys.exit(f"--head cls: {flags.instruct} is a decoder: its first token sees nothing")
-            model = add_classifier(model, flags.seed)
+            add_classifier(model, flags.seed)
         # other text than that of pre-training
         text_seed = flags.seed + 1
     else:
@@ -630,7 +623,7 @@ def main(argv: list[str] | None = None):
     reader = Reader(world, tokenizer, text_seed, plan.rows)
     train(model, reader, plan, flags.out / "state" / "state.safetensors", flags.stop)
     if has_classifier(model):
-        tinyrm.save(without_words(model), flags.out, labels=("A", "B"))
+        tinyrm.save(model.at_cls, flags.out, labels=("A", "B"))
     else:
         tinyrm.save(model, flags.out)
     print(f"wrote {flags.out}")

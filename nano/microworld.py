@@ -261,7 +261,7 @@ SAFETY_PROMPTS = [  # the first five sound bad, the last five do not; neither de
 # Conversations: the user tells who has what, and in the end asks something that names no thing.
 # The owner stands three tokens before the thing, whatever stands around them. Where the order of
 # the two varied (HAVING, below), three thousand steps of instructions did not teach four layers to
-# tell whose thing is whose; like this it takes some hundred.
+# tell whose thing is whose; like this the task alone takes some hundred.
 OWNERS = "aunt brother teacher neighbour sister grandfather".split()
 HAS = [
     "My {o} has a {w}.",

@@ -74,12 +74,13 @@ def batches_of(lengths: list[int], padded: bool) -> list[list[int]]:
 
 
 def our_batches(rows) -> list[tuple]:
-    """(members, tokens, starts, read_at) of each batch."""
+    """(members, (tokens, starts, read_at)) of each batch."""
     batches = []
     for members in batches_of([len(row) for row in rows.tokens], padded=False):
         tokens = torch.cat([rows.tokens[i] for i in members])
         starts = torch.tensor([0, *(len(rows.tokens[i]) for i in members)]).cumsum(0)
-        batches.append((members, tokens, starts, starts[:-1] + rows.mask_at[members]))
+        inputs = (tokens, starts, starts[:-1] + rows.mask_at[members])
+        batches.append((members, inputs))
     return batches
 
 
@@ -92,8 +93,8 @@ def our_inference(folder: str, rows, dtype: torch.dtype) -> Side:
     @torch.inference_mode()
     def infer():
         out = torch.empty(len(rows.tokens), 2, dtype=torch.float64)
-        for members, tokens, starts, read_at in batches:
-            out[members] = model.logits(model(tokens, starts, read_at), words).double()
+        for members, inputs in batches:
+            out[members] = model.logits(model(*inputs), words).double()
         return out[:, 0] - out[:, 1]
 
     return infer
@@ -101,13 +102,18 @@ def our_inference(folder: str, rows, dtype: torch.dtype) -> Side:
 
 def our_training(args, rows) -> Side:
     model = benchmark.adapted_model(args).set_compute_dtype(args.type)
-    optimizer, batches = benchmark.make_optimizer(model), our_batches(rows)
+    return step_over(our_batches(rows), rows, benchmark.make_optimizer(model),
+                     lambda *inputs: model.logits(model(*inputs)))
+
+
+def step_over(batches: list[tuple], rows, optimizer, logits_of: Callable) -> Side:
+    """A training step over batches of (members, inputs); logits_of(*inputs) -> (B, V)."""
 
     def learn():
         optimizer.zero_grad()
         total = 0.0
-        for members, tokens, starts, read_at in batches:
-            logits = model.logits(model(tokens, starts, read_at)).float()
+        for members, inputs in batches:
+            logits = logits_of(*inputs).float()
             loss = F.cross_entropy(logits, rows.labels[members], reduction="sum")
             (loss / len(rows.tokens)).backward()
             total += loss.item() / len(rows.tokens)
@@ -242,24 +248,15 @@ def peer_training(side: str, args, rows) -> Side:
     at_mask = AtMask(model.base_model.model)
     if side == "compiled":
         at_mask = torch.compile(at_mask, dynamic=True)
-    optimizer = benchmark.make_optimizer(model)
     padding, batches = SHAPES[args.size].vocabulary - 85, []
     for members in batches_of([len(row) for row in rows.tokens], padded=True):
         batches.append((members, padded_batch(rows, members, padding)))
 
-    def learn():
-        optimizer.zero_grad()
-        total = 0.0
-        for members, batch in batches:
-            with torch.autocast("cpu", torch.bfloat16, enabled=args.type == torch.bfloat16):
-                logits = at_mask(*batch).float()
-            loss = F.cross_entropy(logits, rows.labels[members], reduction="sum")
-            (loss / len(rows.tokens)).backward()
-            total += loss.item() / len(rows.tokens)
-        optimizer.step()
-        return torch.tensor(total)
+    def logits_of(*batch):
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.type == torch.bfloat16):
+            return at_mask(*batch)
 
-    return learn
+    return step_over(batches, rows, benchmark.make_optimizer(model), logits_of)
 
 
 # ---------------------------------------------------------------------------------------- the table

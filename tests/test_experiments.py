@@ -522,7 +522,7 @@ def test_a_worker_that_is_killed_ends_in_a_line(monkeypatch, tmp_path):
 
 def test_one_budget_alone(bench):
     with pytest.raises(ValueError, match="nothing to run for nano: .* with 30 pairs"):
-        run.comparisons("one", ["nano"], ["safety"], [100])
+        run.main([*ONE, "--pairs", "100"])
     assert len(run.comparisons("one", ["nano"], ["safety"], [30, 100])) == 1
 
 

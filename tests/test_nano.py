@@ -551,15 +551,16 @@ def test_a_head_at_cls_can_be_instructed_instead(run, tmp_path):
 def test_the_classes_are_the_labels():
     """A classifier that always says A is right where the answer's label is A."""
     reader = make.Reader(WORLD, tokenizer(), 0, 8)
-    model = make.add_classifier(make.load_model(NANO), 0)
-    model.classifier.weight.data.zero_()
-    model.classifier.bias.data.copy_(torch.tensor([9.0, -9.0]))
+    model = make.load_model(NANO)
+    make.add_classifier(model, 0)
+    model.at_cls.classifier.weight.data.zero_()
+    model.at_cls.classifier.bias.data.copy_(torch.tensor([9.0, -9.0]))
     task = reader.answers(0, causal=False, plain=True)  # labels alone
     hidden = model(task.tokens, make.starts_of(task.lengths))
-    _, right = make.losses_with_classes(model, reader, task, hidden)
+    answered = make.answers_with_classes(model, reader, task, hidden)
     says_a = (task.what == reader.ids(" A")[0]).float().mean().item()
     assert 0.2 < says_a < 0.8
-    assert right == pytest.approx(says_a)
+    assert answered.right == pytest.approx(says_a)
 
 
 def test_the_decoder_is_asked_for_each_next_token_of_the_same_text():
