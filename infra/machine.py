@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from dora import adapters
-from tinyrm import WIDE, Config, ModernBERT, uses_flash
+from tinyrm import WIDE, Config, ModernBERT, packed_dtypes, uses_flash
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -98,10 +98,23 @@ def with_products(hardware: Machine, width: int) -> Machine:
     return hardware._replace(products=chosen.way, reason=reason)
 
 
-@cache
 def try_products(width: int, threads: int) -> Products:
-    """Both ways, at the product of a layer's Wo: error against float64, and the best of some
-    timings in turn. It takes about a tenth of a second. `threads` is only for the cache."""
+    """The way that a model of this width takes here, by a trial of both."""
+    trial = time_products(width, threads)
+    return quicker_products(trial.seconds, trial.errors)
+
+
+class ProductTrial(NamedTuple):
+    """Of the ways "default" and "onednn"."""
+
+    seconds: dict[str, float]  # of the processor, the best of some
+    errors: dict[str, float]  # relative, against float64
+
+
+@cache
+def time_products(width: int, threads: int) -> ProductTrial:
+    """Both ways, in turn, at the product of a layer's Wo. It takes about a tenth of a second.
+    `threads` is only for the cache."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(512, width, generator=generator)  # with fewer tokens MKL is slower than in use
     weight = torch.randn(width, width, generator=generator)
@@ -116,14 +129,27 @@ def try_products(width: int, threads: int) -> Products:
                 took = time.process_time() - began
             seconds[way] = min(took, seconds.get(way, took))
             errors[way] = ((y[:64] - exact).norm() / exact.norm()).item()
-    return choose_products(seconds, errors)
+    return ProductTrial(seconds, errors)
 
 
-def choose_products(seconds: dict[str, float], errors: dict[str, float]) -> Products:
+def rounds_as_float32(errors: dict[str, float]) -> bool:
+    """Whether oneDNN's products have the error of float32 here, and not that of bf16."""
+    return errors["onednn"] <= WORSE * errors["default"]
+
+
+def check_products(width: int) -> None:
+    """ValueError where oneDNN would round to bf16: a run that began with it cannot go on here."""
+    if not rounds_as_float32(time_products(width, torch.get_num_threads()).errors):
+        raise ValueError("its float32 products went through oneDNN, which rounds to bf16 on this "
+                         "processor: go on where it began, or on one without bf16 units")
+
+
+def quicker_products(seconds: dict[str, float], errors: dict[str, float]) -> Products:
     """oneDNN where it rounds as float32 does and is quicker by a third."""
     ratio = seconds["default"] / seconds["onednn"]
-    numbers = f"{ratio:.2f}x as quick, error {errors['onednn']:.0e} (else {errors['default']:.0e})"
-    if not errors["onednn"] <= WORSE * errors["default"]:
+    numbers = (f"{ratio:.2f}x as quick by processor time, error {errors['onednn']:.0e} "
+               f"(else {errors['default']:.0e})")
+    if not rounds_as_float32(errors):
         return Products("default", f"as torch is set (oneDNN rounds to bf16: {numbers})")
     if ratio < QUICKER:
         return Products("default", f"as torch is set (oneDNN: {numbers})")
@@ -168,12 +194,14 @@ class Memory(NamedTuple):
 
 
 def estimate_memory(config: Config, dtype: torch.dtype, adapter: str, freeze: int,
-                    recompute_layers: bool, parameters: int, trainable: int) -> Memory:
+                    recompute_layers: bool, parameters: int, trainable: int,
+                    packed: bool = False) -> Memory:
     """What training keeps. `tests/benchmark.py --memory` compares it with what is measured.
 
     Fixed are the weights in float32, for what trains the gradients and Adam's two moments, and the
     copies in the compute precision: in 16 bits of every layer, in float32 of the W' under an
-    adapter.
+    adapter. Where wide products are `packed` (tinyrm.packed_product), every layer once more: the
+    frozen ones as they train, the others once they were judged with.
 
     For the backward pass autograd keeps of each layer and token the residual stream twice in
     float32, and in the compute precision the inputs and outputs of the four products, and q, k, v
@@ -195,6 +223,9 @@ def estimate_memory(config: Config, dtype: torch.dtype, adapter: str, freeze: in
         "gradients and moments": 12 * trainable,
         f"copies in {name}": copied_layers * layer_weights * dtype.itemsize,
     }
+    if packed:
+        everywhere = config.num_hidden_layers * layer_weights * dtype.itemsize
+        fixed["copies packed for products"] = everywhere
 
     one_layer = 2 * 4 * D + dtype.itemsize * (11 * D + 3 * F)
     if recompute_layers:
@@ -213,8 +244,10 @@ def memory_of(model: ModernBERT, dtype: torch.dtype) -> Memory:
         if not any(p.requires_grad for p in layer.parameters()):
             frozen += 1
     adapter = "dora" if adapters(model) else "full"
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    packed = on_cpu and model.config.hidden_size >= WIDE and dtype in packed_dtypes()
     return estimate_memory(model.config, dtype, adapter, frozen, model.recompute_layers, parameters,
-                           trainable)
+                           trainable, packed)
 
 
 class ParameterCount(NamedTuple):
@@ -244,10 +277,13 @@ def pick_micro_tokens(asked: int, model: ModernBERT, hardware: Machine) -> Token
     if not hardware.on_gpu:
         tokens = cpu_tokens(model.config.hidden_size)
         return TokenBudget(tokens, "a processor is no faster with more")
-    free = torch.cuda.mem_get_info(hardware.device)[0]
-    tokens = int(0.6 * free / memory_of(model, hardware.dtype).per_token)
+    memory = memory_of(model, hardware.dtype)
+    free = torch.cuda.mem_get_info(hardware.device)[0]  # the weights are there already
+    free -= sum(size for what, size in memory.fixed.items() if what != "weights")
+    tokens = int(0.6 * free / memory.per_token)
     tokens = max(2048, min(tokens, 131_072))
-    return TokenBudget(tokens, f"0.6 of {free / 2**30:.0f} GiB free")
+    reason = f"0.6 of the {free / 2**30:.0f} GiB that gradients, moments and copies leave"
+    return TokenBudget(tokens, reason)
 
 
 def cpu_tokens(width: int) -> int:

@@ -1,5 +1,6 @@
 """--dry-run: what a run would do and need, before it does it."""
 
+import math
 from pathlib import Path
 
 from data import PromptFormat
@@ -25,7 +26,7 @@ def show(model: ModernBERT, prompt_format: PromptFormat, pairs: PairSets, model_
             tokens_sampled += len(rows[0].tokens) + len(rows[1].tokens)
             n += 1
 
-    rows_in_all = steps * batch_size
+    rows_in_all = 2 * pairs_seen(len(pairs.train), steps, batch_size // 2)
     tokens_a_row = tokens_sampled / max(1, 2 * n)
     tokens = tokens_a_row * rows_in_all
     distributed.log(f"plan: {rows_in_all // 2:,} pairs, {rows_in_all:,} rows, about {tokens:,.0f} "
@@ -49,3 +50,10 @@ def show(model: ModernBERT, prompt_format: PromptFormat, pairs: PairSets, model_
         fetched.insert(0, f"the model at {commit} ({size / 1e9:.2f} GB)")
     if fetched:
         distributed.log(f"      from the Hub: {', '.join(fetched)}")
+
+
+def pairs_seen(n: int, steps: int, pairs_a_step: int) -> int:
+    """How many pairs so many steps have, as train.step_pairs cuts epochs of n pairs into steps."""
+    every = math.ceil(n / pairs_a_step)  # steps an epoch
+    epochs, rest = divmod(steps, every)
+    return epochs * n + rest * n // every

@@ -40,7 +40,13 @@ from infra.files import replacing, sha256_of, write_json
 from infra.flags import OURS, Programs, check_stored, has_controls, option
 from infra.hub import MODEL_NAMES, commit_of, version_of
 from infra.intervals import wilson
-from infra.machine import Machine, count_parameters, float32_products, with_products
+from infra.machine import (
+    Machine,
+    check_products,
+    count_parameters,
+    float32_products,
+    with_products,
+)
 from infra.pairs import fingerprint
 from infra.sources import PairSets
 from infra.tables import read_rows
@@ -132,6 +138,11 @@ def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware
         return run
 
     check_record(path, record, now)
+    if record["products"] == "onednn" and not hardware.on_gpu:
+        try:
+            check_products(model.config.hidden_size)
+        except ValueError as error:
+            raise ValueError(f"--resume {path}: {error}") from None
     run.lock()
     try:
         run.resume()
@@ -164,6 +175,7 @@ def choose_products(record: dict, model: ModernBERT, hardware: Machine) -> str:
 
 def check_record(path: str, record: dict, now: dict):
     """ValueError where run.json is not what this run wrote, or what it rests on has changed."""
+    record.setdefault("dtype", now["dtype"])  # earlier runs do not say
     for key, value in now.items():
         if type(record.get(key)) is not type(value):
             raise ValueError(f"{path}/run.json: {key} is damaged: restore it, or begin a new run")
@@ -180,6 +192,9 @@ def check_record(path: str, record: dict, now: dict):
     for key, what in changes.items():
         if record[key] != now[key]:
             raise ValueError(f"--resume {path}: its {what} changed since then; begin a new run")
+    if record["dtype"] != now["dtype"]:
+        raise ValueError(f"--resume {path}: it computed in {record['dtype']}, and would go on in "
+                         f"{now['dtype']} here: give it a device of the kind it began on")
 
 
 def new_record(settings: Any, hardware: Machine, model_folder: Path, pairs: PairSets, steps: int,
@@ -202,6 +217,7 @@ def new_record(settings: Any, hardware: Machine, model_folder: Path, pairs: Pair
         "settings": asdict(replace(settings, revision=pinned)),
         "command": " ".join(sys.argv),
         "device": hardware.reason,
+        "dtype": str(hardware.dtype).removeprefix("torch."),
         "products": "default",
         "base": base,
         "source": pairs.note,

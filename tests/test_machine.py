@@ -35,12 +35,13 @@ def setting_now() -> str:
 def test_onednn_is_taken_where_it_is_the_same_and_quicker(default_s, onednn_s, onednn_error, way):
     seconds = {"default": default_s, "onednn": onednn_s}
     errors = {"default": 2.5e-7, "onednn": onednn_error}
-    assert machine.choose_products(seconds, errors).way == way
+    assert machine.quicker_products(seconds, errors).way == way
 
 
 def test_the_trial_leaves_torch_and_its_random_numbers_as_they_were():
+    machine.time_products.cache_clear()
     before, numbers = setting_now(), torch.get_rng_state()
-    found = machine.try_products.__wrapped__(512, torch.get_num_threads())
+    found = machine.try_products(512, torch.get_num_threads())
     assert found.way in ("default", "onednn") and "x as quick" in found.reason
     assert setting_now() == before and torch.equal(torch.get_rng_state(), numbers)
 
@@ -142,6 +143,40 @@ def test_a_run_whose_products_are_damaged_is_refused(flags, tmp_path, monkeypatc
     file.write_text(json.dumps(record | {"products": products}))
     with pytest.raises(ValueError, match="products is damaged"):
         train.main(["--resume", str(tmp_path / "run")])
+
+
+@pytest.fixture
+def half_a_run(flags, tmp_path, quick_onednn, monkeypatch):
+    """The run.json of a run that stopped after three steps, with oneDNN's products."""
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(SystemExit):
+            train.main(flags())
+    return tmp_path / "run/run.json"
+
+
+def test_a_run_does_not_go_on_where_its_products_round_to_bf16(half_a_run, monkeypatch):
+    trial = machine.ProductTrial({"default": 2.0, "onednn": 1.0},
+                                 {"default": 2.5e-7, "onednn": 2.4e-3})
+    monkeypatch.setattr(machine, "time_products", lambda width, threads: trial)
+    with pytest.raises(ValueError, match="rounds to bf16 on this processor: go on where it began"):
+        train.main(["--resume", str(half_a_run.parent)])
+
+
+def test_a_run_does_not_go_on_in_another_precision(half_a_run):
+    record = json.loads(half_a_run.read_text())
+    assert record["dtype"] == "float32"
+    half_a_run.write_text(json.dumps(record | {"dtype": "bfloat16"}))
+    with pytest.raises(ValueError, match="computed in bfloat16, and would go on in float32 here"):
+        train.main(["--resume", str(half_a_run.parent)])
+
+
+def test_a_run_of_before_does_not_say_its_precision_and_goes_on(half_a_run):
+    record = json.loads(half_a_run.read_text())
+    del record["dtype"]
+    half_a_run.write_text(json.dumps(record))
+    train.main(["--resume", str(half_a_run.parent)])
+    assert json.loads(half_a_run.read_text())["result"]["accuracy_after"] is not None
 
 
 # --- tokens at once --------------------------------------------------------------------------

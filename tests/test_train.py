@@ -29,6 +29,7 @@ from data import Pair, PromptFormat, load_tokenizer
 from infra import run_folder
 from infra.hub import ROOT
 from infra.pairs import load_pairs, split
+from infra.plan import pairs_seen
 from infra.stopping import exit_code_of, stop_on_signal
 from infra.tables import read_rows
 from tinyrm import read_json
@@ -800,6 +801,15 @@ def test_the_plan_counts_pairs_rows_tokens_and_steps(plan):
     # 6 steps of 8 rows; 40 of the 48 pairs are there to train on
     assert re.search(r"plan: 24 pairs, 48 rows, about [\d,]+ tokens \(mean of 40 pairs;", plan)
     assert "6 steps" in plan
+
+
+@pytest.mark.parametrize("n, steps", [(40, 6), (40, 15), (3, 5), (160, 1), (129, 5)])
+def test_the_pairs_of_a_plan_are_those_of_the_steps(n, steps):
+    pairs = [Pair(f"prompt {i}", "a", "b") for i in range(n)]
+    taken = sum(len(some) for some in train.step_pairs(pairs, 128, range(steps), seed=0))
+    assert pairs_seen(n, steps, 128) == taken
+    taken = sum(len(some) for some in train.step_pairs(pairs, 4, range(steps), seed=0))
+    assert pairs_seen(n, steps, 4) == taken
 
 
 def test_the_plan_says_what_trains(plan):
