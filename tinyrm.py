@@ -106,7 +106,8 @@ REQUIRED = {
 
 
 class Field(NamedTuple):
-    """What a field of a JSON file must be, if it is there; null counts as left out."""
+    """What a field of a JSON file must be, if it is there. null counts as left out (but for
+    local_rope_theta: see Config.from_json)."""
 
     kind: type  # what json gives; float also takes whole numbers
     least: float = -1e300
@@ -255,20 +256,20 @@ class Config:
 
 
 class Linear(nn.Linear):
-    """x W^T without bias, computed in `compute_dtype` (None: as the weight is stored). A frozen
-    weight keeps a copy in that precision: see `compute_copy` and `packed_product`."""
+    """x W^T without bias, computed in `compute_dtype` (None: as the weight is stored). A weight
+    that needs no gradient now keeps a copy: see `compute_copy` and `reordered_product`."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
         self.compute_dtype = None
         self.cache = Cached()
-        self.packed = Cached()
+        self.reordered = Cached()
 
     def forward(self, x):
         """x (N, in) -> (N, out)"""
         dtype = self.compute_dtype or self.weight.dtype
-        if packing_serves(x, self.weight, dtype):
-            return packed_product(x, self.weight, dtype, self.packed)
+        if reordering_serves(x, self.weight, dtype):
+            return reordered_product(x, self.weight, dtype, self.reordered)
         return self.outputs(x, slice(None))
 
     def outputs(self, x: torch.Tensor, columns: slice) -> torch.Tensor:
@@ -530,7 +531,7 @@ class PackedLayout(NamedTuple):
     max_seqlen: int
     equal_runs: list[EqualRun]  # in the order of the stream
     rope: dict[str, tuple]  # layer type -> cos and sin, each (T, 1, K/2) in float32
-    local_mask: torch.Tensor | None  # see local_mask; None for flash, or if all rows fit
+    local_mask: torch.Tensor | None  # see local_mask(); None for flash, or if all rows fit
     read_at: torch.Tensor | None  # (B,)
     flash: bool  # attention runs on torch's variable-length flash kernel
 
@@ -713,12 +714,13 @@ def compute_copy(weight, dtype, cache: Cached):
     return cache.get([weight], dtype, lambda: weight.detach().to(dtype))
 
 
-WIDE = 512  # inputs of a product; a narrower one gains nothing from packing
+WIDE = 512  # inputs of a product; with fewer, reordering gains nothing
 
 
 @cache
-def packed_dtypes() -> tuple:
-    """In which oneDNN can keep weights packed here: on x86, in a torch that was built with it."""
+def reordered_dtypes() -> tuple:
+    """In which oneDNN can keep weights in its own order here: on x86, in a torch that was built
+    with it."""
     built = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     if not built or platform.machine() not in ("x86_64", "AMD64"):
         return ()
@@ -727,22 +729,22 @@ def packed_dtypes() -> tuple:
     return (torch.float32, torch.bfloat16)
 
 
-def packing_serves(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> bool:
+def reordering_serves(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether x W^T is a wide product on such a processor, of which nothing needs a gradient."""
-    if weight.device.type != "cpu" or weight.shape[1] < WIDE or dtype not in packed_dtypes():
+    if weight.device.type != "cpu" or weight.shape[1] < WIDE or dtype not in reordered_dtypes():
         return False
     return not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
 
 
-def packed_product(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, packed: Cached):
-    """x W^T in `dtype` by oneDNN; `packed` keeps a copy of the weight, in the order in which its
+def reordered_product(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, cache: Cached):
+    """x W^T in `dtype` by oneDNN; `cache` keeps a copy of the weight, in the order in which its
     kernel reads. In float32 it rounds as float32 does, on every processor. 12 % quicker than
     F.linear in float32 and 5 to 8 % in bf16 on a Zen 4; in float32 twice as quick where MKL uses
     half of a processor (Zen 5). torch has it for its own compiler, under these private names."""
-    def pack():
+    def reorder():
         return torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype))
 
-    ready = packed.get([weight], dtype, pack)
+    ready = cache.get([weight], dtype, reorder)
     return torch.ops.mkldnn._linear_pointwise(x.to(dtype), ready, None, "none", [], "")
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from dora import adapters
-from tinyrm import WIDE, Config, ModernBERT, packed_dtypes, uses_flash
+from tinyrm import WIDE, Config, ModernBERT, reordered_dtypes, uses_flash
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -74,7 +74,7 @@ def attention_kernel(device: str | torch.device, dtype: torch.dtype) -> str:
 # to round to bf16 in between ("medium" of torch.set_float32_matmul_precision). On a processor with
 # bf16 units oneDNN then does round to bf16, on others it does not. So it is tried: once in a
 # process for each width. This is for training. What needs no gradient goes through oneDNN without
-# any setting: tinyrm.packed_product.
+# any setting: tinyrm.reordered_product.
 
 
 class Products(NamedTuple):
@@ -195,13 +195,13 @@ class Memory(NamedTuple):
 
 def estimate_memory(config: Config, dtype: torch.dtype, adapter: str, freeze: int,
                     recompute_layers: bool, parameters: int, trainable: int,
-                    packed: bool = False) -> Memory:
+                    reordered: bool = False) -> Memory:
     """What training keeps. `tests/benchmark.py --memory` compares it with what is measured.
 
     Fixed are the weights in float32, for what trains the gradients and Adam's two moments, and the
     copies in the compute precision: in 16 bits of every layer, in float32 of the W' under an
-    adapter. Where wide products are `packed` (tinyrm.packed_product), every layer once more: the
-    frozen ones as they train, the others once they were judged with.
+    adapter. Where weights of wide products are `reordered` (tinyrm.reordered_product), every
+    layer once more: the frozen ones in training, the others once something was judged.
 
     For the backward pass autograd keeps of each layer and token the residual stream twice in
     float32, and in the compute precision the inputs and outputs of the four products, and q, k, v
@@ -223,9 +223,9 @@ def estimate_memory(config: Config, dtype: torch.dtype, adapter: str, freeze: in
         "gradients and moments": 12 * trainable,
         f"copies in {name}": copied_layers * layer_weights * dtype.itemsize,
     }
-    if packed:
+    if reordered:
         everywhere = config.num_hidden_layers * layer_weights * dtype.itemsize
-        fixed["copies packed for products"] = everywhere
+        fixed["copies reordered for oneDNN"] = everywhere
 
     one_layer = 2 * 4 * D + dtype.itemsize * (11 * D + 3 * F)
     if recompute_layers:
@@ -245,9 +245,9 @@ def memory_of(model: ModernBERT, dtype: torch.dtype) -> Memory:
             frozen += 1
     adapter = "dora" if adapters(model) else "full"
     on_cpu = next(model.parameters()).device.type == "cpu"
-    packed = on_cpu and model.config.hidden_size >= WIDE and dtype in packed_dtypes()
+    reordered = on_cpu and model.config.hidden_size >= WIDE and dtype in reordered_dtypes()
     return estimate_memory(model.config, dtype, adapter, frozen, model.recompute_layers, parameters,
-                           trainable, packed)
+                           trainable, reordered)
 
 
 class ParameterCount(NamedTuple):

@@ -648,9 +648,9 @@ def test_a_folder_without_a_tokenizer_is_one_line(tiny, tmp_path):
         tinyrm.main(tmp_path)
 
 
-# --- packed weights --------------------------------------------------------------------------
+# --- reordered weights -----------------------------------------------------------------------
 
-PACKED = pytest.mark.skipif(not tinyrm.packed_dtypes(), reason="no packed products here (not x86)")
+REORDERED = pytest.mark.skipif(not tinyrm.reordered_dtypes(), reason="not so here (not x86)")
 
 
 def wide_layer():
@@ -660,16 +660,16 @@ def wide_layer():
     return layer, torch.randn(70, 2, 512, generator=random)[:, 0]  # not contiguous
 
 
-@PACKED
+@REORDERED
 @pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
-def test_a_packed_product_is_the_plain_one(dtype, most):
+def test_a_reordered_product_is_the_plain_one(dtype, most):
     layer, x = wide_layer()
-    if dtype not in tinyrm.packed_dtypes():
+    if dtype not in tinyrm.reordered_dtypes():
         pytest.skip("no bf16 in oneDNN here")
     layer.compute_dtype = dtype
     exact = x.double() @ layer.weight.double().T
     with torch.inference_mode():
-        assert tinyrm.packing_serves(x, layer.weight, dtype)
+        assert tinyrm.reordering_serves(x, layer.weight, dtype)
         y = layer(x)
         assert y.dtype == dtype and (y - exact).norm() < most * exact.norm()
         assert torch.equal(layer(x[3:4]), y[3:4])  # a token alone
@@ -677,19 +677,19 @@ def test_a_packed_product_is_the_plain_one(dtype, most):
         assert torch.equal(layer(x), 2 * y)
 
 
-@PACKED
+@REORDERED
 def test_what_needs_a_gradient_and_what_is_narrow_is_not_packed():
     layer, x = wide_layer()
     layer(x).sum().backward()
     assert layer.weight.grad is not None
     layer.requires_grad_(False)
-    assert not tinyrm.packing_serves(x.clone().requires_grad_(), layer.weight, torch.float32)
-    assert layer.packed.value is None
-    assert tinyrm.packing_serves(x, layer.weight, torch.float32)  # a frozen bottom layer
-    assert not tinyrm.packing_serves(x[:, :511], layer.weight[:, :511], torch.float32)
+    assert not tinyrm.reordering_serves(x.clone().requires_grad_(), layer.weight, torch.float32)
+    assert layer.reordered.value is None
+    assert tinyrm.reordering_serves(x, layer.weight, torch.float32)  # a frozen bottom layer
+    assert not tinyrm.reordering_serves(x[:, :511], layer.weight[:, :511], torch.float32)
 
 
-@PACKED
+@REORDERED
 def test_a_wide_model_gives_the_same_packed_and_plain(monkeypatch):
     config = small_config(hidden_size=512, intermediate_size=640, num_attention_heads=8)
     model = tinyrm.ModernBERT(config).init_weights(0).eval()
