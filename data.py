@@ -140,7 +140,7 @@ class Slot(Enum):
     CLS = "cls"  # special tokens
     SEP = "sep"
     MASK = "mask"
-    QUESTION = "question"  # the domain's
+    QUESTION = "question"  # the domain's, or one's own
     PROMPT = "prompt"  # what the user wrote
     A = "a"
     B = "b"
@@ -327,6 +327,7 @@ class PromptFormat:
     head: str = "cloze"  # cloze: read at [MASK]; cls: read at [CLS]
     domain: str = "all"  # whose question is asked; all: that of the pair's own domain
     max_length: int = 3600  # tokens of a row (the author's)
+    question: str = ""  # asked about every pair; "": that of the domain
 
     def __post_init__(self):
         if (self.template, self.context) not in TEMPLATES:
@@ -336,16 +337,23 @@ class PromptFormat:
             raise ValueError(f"no head {self.head}: use cloze or cls")
         if self.domain != "all" and self.domain not in DOMAINS:
             raise ValueError(f"no domain {self.domain}: use {', '.join(domain_names())}")
-        # A tokenizer that splits a label, and a max_length below the template, fail here and not in
-        # a run.
+        if self.question and not self.question.strip():
+            raise ValueError(f"the question {self.question!r} has no words: give some, or none for "
+                             "the domain's own")
+        # A tokenizer that splits a label, and a max_length below the template with its question,
+        # fail here and not in a run.
         _ = self.label_ids
         asked = list(DOMAINS) if self.domain == "all" else [self.domain]
         self.rows([Pair("", "a", "b", domain=domain) for domain in asked])
 
     def settings(self) -> dict:
-        """What tinyrm.json stores beside the weights: all but the tokenizer."""
-        return {"template": self.template, "context": self.context, "head": self.head,
-                "domain": self.domain, "max_length": self.max_length}
+        """What tinyrm.json stores beside the weights: all but the tokenizer, and a question only
+        where it is not the domain's."""
+        settings = {"template": self.template, "context": self.context, "head": self.head,
+                    "domain": self.domain, "max_length": self.max_length}
+        if self.question:
+            settings["question"] = self.question
+        return settings
 
     @cached_property
     def label_ids(self) -> tuple[int, int]:
@@ -400,7 +408,7 @@ class PromptFormat:
 
     def fill(self, pair: Pair, first: str, second: str) -> list[Piece]:
         """The template with its slots filled: `first` stands as a, `second` as b."""
-        texts = {QUESTION: self.question(pair)}
+        texts = {QUESTION: clean(self.question_for(pair))}
         for slot, text in ((PROMPT, pair.prompt), (A, first), (B, second)):
             texts[slot] = clean(text)
             if len(text) > max(VERY_LONG, 48 * self.max_length):
@@ -445,8 +453,11 @@ class PromptFormat:
         ids = self.tokenizer.library.encode(text, add_special_tokens=False).ids
         return len(ids) >= self.max_length
 
-    def question(self, pair: Pair) -> str:
-        """The question of the format's domain; a generalist asks that of the pair's own domain."""
+    def question_for(self, pair: Pair) -> str:
+        """The format's own question, else that of its domain; a generalist asks that of the pair's
+        own domain."""
+        if self.question:
+            return self.question
         generalist = self.domain == "all"
         name = self.domain
         if generalist:

@@ -44,7 +44,7 @@ from tqdm import tqdm
 import data
 import dora
 import tinyrm
-from data import Batch, Item, Pair, PromptFormat, Row
+from data import Batch, Item, Pair, PromptFormat, Row, RowTokenizer
 from infra.against import OtherJudge, compare_with, read_other_judges, show_comparison
 from infra.benchmarks import BENCHMARKS, EvalSet, load_eval_set
 from infra.checks import check_model, read_format
@@ -67,7 +67,7 @@ from infra.report import report, without_texts
 from infra.results import JudgedSet, check_writable, results_folder, write_results
 from infra.stopping import exit_code_of
 from infra.tables import is_table
-from tinyrm import ModernBERT, read_json
+from tinyrm import Config, ModernBERT, read_json
 
 WINDOW = 256  # comparisons that are tokenised at a time, one window ahead of the encoder
 ALL_PAIRS = 8  # so many responses `rank` compares each with each
@@ -164,6 +164,7 @@ class RewardModel:
         context: str | None = None,
         domain: str | None = None,
         max_length: int | None = None,
+        question: str | None = None,
         model_class: type[ModernBERT] = ModernBERT,
         format_class: type[PromptFormat] = PromptFormat,
     ) -> "RewardModel":
@@ -176,30 +177,21 @@ class RewardModel:
         settings = stored_settings(str(name), folder, base)
         model = load_merged(folder, base, settings.get("head"), model_class)
 
-        # the format: what is given, else what is stored, else the defaults of PromptFormat
-        positions = model.config.max_position_embeddings
+        # how a pair is shown: what is given beats what is stored
         settings.setdefault("head", model.head_kind)
-        settings.setdefault("max_length", min(format_class.max_length, positions))
         given = {
             "template": template,
             "context": context,
             "domain": domain,
             "max_length": max_length,
+            "question": question,
         }
         for key, value in given.items():
             if value is not None:
                 settings[key] = value
-        longest = settings["max_length"]
-        if longest > positions:
-            raise ValueError(f"--max-length {longest}: {name} ends at {positions} tokens")
-
-        # an adapter's folder need not have a tokenizer
-        has_tokenizer = (folder / "tokenizer.json").is_file()
+        has_tokenizer = (folder / "tokenizer.json").is_file()  # an adapter's need not have one
         tokenizer = data.load_tokenizer(folder if has_tokenizer else base)
-        try:
-            prompt_format = format_class(tokenizer, **settings)
-        except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from None
+        prompt_format = make_format(name, folder, tokenizer, settings, model.config, format_class)
 
         # the machine
         machine = pick_device(device, dtype)
@@ -657,6 +649,20 @@ def stored_settings(name: str, folder: Path, base: Path) -> dict:
     return settings
 
 
+def make_format(name: str | Path, folder: Path, tokenizer: RowTokenizer, settings: dict,
+                config: Config, format_class: type[PromptFormat]) -> PromptFormat:
+    """The format of these settings; where they say nothing, that of PromptFormat's defaults, with
+    rows as long as the model can read."""
+    positions = config.max_position_embeddings
+    longest = settings.setdefault("max_length", min(format_class.max_length, positions))
+    if longest > positions:
+        raise ValueError(f"--max-length {longest}: {name} ends at {positions} tokens")
+    try:
+        return format_class(tokenizer, **settings)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
 # ------------------------------------------------------------------------------- the command line
 
 
@@ -678,6 +684,8 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         help="whose question is asked (default: the model's; of all, each pair's own)")
     add("--max-length", type=int, metavar="N",
         help="tokens of a row; longer ones are cut and counted (default: as the model was trained)")
+    add("--question", metavar="TEXT",
+        help="asked in place of the domain's own question (default: as the model was trained)")
 
     add = parser.add_argument_group("the machine").add_argument
     add("--device", default="auto", help="auto, cpu or cuda (default: auto, cuda where there is)")
@@ -722,6 +730,8 @@ def parse(argv: list[str] | None, program: str = OURS.evaluate) -> argparse.Name
         raise ValueError(f"--limit {flags.limit}: give a positive number, or 0 for all")
     if flags.max_length is not None and flags.max_length < 16:
         raise ValueError(f"--max-length {flags.max_length}: give 16 or more")
+    if flags.question is not None and not flags.question.strip():
+        raise ValueError("--question is empty: give a text, or leave it out for the model's own")
     if not flags.data and (flags.limit or flags.out):
         raise ValueError("--limit and --out go with a benchmark or a file that is judged, not with "
                          "--ask and --rank")
@@ -758,6 +768,7 @@ def load_judge(name: str, flags: argparse.Namespace, model_class: type[ModernBER
         context=flags.context,
         domain=flags.domain,
         max_length=flags.max_length,
+        question=flags.question,
         model_class=model_class,
         format_class=format_class,
     )
@@ -835,6 +846,8 @@ def what_was_asked(flags: argparse.Namespace) -> dict:
     }
     for key in ("context", "template", "domain", "max_length", "limit", "device", "dtype"):
         asked[key] = getattr(flags, key)
+    if flags.question is not None:  # results of before there was this flag are of none
+        asked["question"] = flags.question
     return asked
 
 

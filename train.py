@@ -56,6 +56,7 @@ class Settings:
     context: str = flag("pair", "both responses in one row, or each alone (Bradley-Terry)",
                         ["pair", "single"])
     template: str = flag("option", "the paper's text, or the author's layout", ["option", "choice"])
+    question: str = flag("", "asked in place of the domain's own question")
 
     adapter: str = flag("dora", "what trains above the frozen layers", dora.ADAPTERS)
     rank: int = flag(128, "rank of the adapter", least=1)
@@ -429,6 +430,8 @@ def choose_settings(given: dict, on_gpu: bool, config_class: type[Config]) -> Se
     if flags_or_defaults.batch_size % 2:
         raise ValueError(f"--batch-size {flags_or_defaults.batch_size}: rows come in pairs, give "
                          "an even number")
+    if "question" in given and not given["question"].strip():
+        raise ValueError("--question is empty: give a text, or leave it out for the domain's own")
 
     model, data_names = flags_or_defaults.model, list(flags_or_defaults.data)
     reason = ""
@@ -489,7 +492,8 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
     # The model, how a pair is shown to it, and what of it trains.
     prompt_format = format_class(
         load_tokenizer(folder), template=settings.template, context=settings.context,
-        head=settings.head, domain=settings.domain, max_length=settings.max_length)
+        head=settings.head, domain=settings.domain, max_length=settings.max_length,
+        question=settings.question)
     model = tinyrm.load(folder, settings.head, settings.seed, model_class)
     model.to(hardware.device).set_compute_dtype(hardware.dtype)
     model.recompute_layers = settings.checkpoint_layers

@@ -49,6 +49,11 @@ class Cell(NamedTuple):
     template: str = "option"
     adapter: str = "dora"
     freeze: int | str = RECIPE
+    question: str = ""  # "": that of the domain
+
+
+# Fields that came when there were records already: one without the field has its default.
+LATER_FIELDS = ("question",)
 
 
 class Architecture(NamedTuple):
@@ -143,7 +148,7 @@ def settings_of(cell: Cell, seed: int, rate: float, files: tuple[str, ...] = ())
 
     return train.Settings(
         domain=cell.domain, model=cell.model, data=data_of(cell.model, files), head=cell.head,
-        context=cell.context, template=cell.template, seed=seed, **chosen)
+        context=cell.context, template=cell.template, question=cell.question, seed=seed, **chosen)
 
 
 # ---------------------------------------------------------------------------------------- its pairs
@@ -208,7 +213,8 @@ def fit(cell: Cell, settings: train.Settings, pairs: list[Pair]) -> Fitted:
     classes = architecture_of(folder)
     prompt_format = classes.format_class(
         data.load_tokenizer(folder), template=settings.template, context=settings.context,
-        head=settings.head, domain=settings.domain, max_length=settings.max_length)
+        head=settings.head, domain=settings.domain, max_length=settings.max_length,
+        question=settings.question)
 
     model = tinyrm.load(folder, settings.head, settings.seed, classes.model_class)
     if is_random(cell.model):

@@ -43,7 +43,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 from experiments import fit, merge, stats  # noqa: E402
-from experiments.fit import PASSES, Cell, data_of, folder_of, is_nano  # noqa: E402
+from experiments.fit import (  # noqa: E402
+    LATER_FIELDS,
+    PASSES,
+    Cell,
+    data_of,
+    folder_of,
+    is_nano,
+)
 from infra.benchmarks import BENCHMARKS  # noqa: E402
 from infra.hub import MODEL_NAMES, ROOT, version_of  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
@@ -202,8 +209,14 @@ class Job(NamedTuple):
     @property
     def key(self) -> str:
         """The name of its record. The rate is part of it: a run at a rate that was not chosen in
-        the end is another run."""
-        words = [str(word) for word in self.cell]
+        the end is another run. A later field is part of it where it is not at its default, so that
+        the records of before keep their names."""
+        words = []
+        for name, value in self.cell._asdict().items():
+            if name not in LATER_FIELDS:
+                words.append(str(value))
+            elif value != Cell._field_defaults[name]:
+                words.append(f"{name} {value}")
         words += [f"seed {self.seed}", self.part, f"rate {self.rate:g}"]
         return " ".join(words)
 
@@ -227,7 +240,11 @@ class MergeJob(NamedTuple):
 def key_of(record: dict) -> str:
     if record["part"] == "merge":
         return MergeJob(record["model"], record["seed"], record["rate"]).key
-    cell = Cell(**{name: record[name] for name in Cell._fields})
+    values = {}
+    for name in Cell._fields:
+        if name in record or name not in LATER_FIELDS:
+            values[name] = record[name]
+    cell = Cell(**values)
     return Job(cell, record["seed"], record["rate"], record["part"]).key
 
 

@@ -103,7 +103,7 @@ def literal(parts: Iterable, question: str) -> str:
 
 def row_text(prompt_format: PromptFormat) -> str:
     """The text of a row, with the names of what is filled in."""
-    question = prompt_format.question(Pair("", "", ""))
+    question = prompt_format.question_for(Pair("", "", ""))
     text = ""
     for parts in TEMPLATES[prompt_format.template, prompt_format.context].pieces:
         for part in parts:
@@ -120,11 +120,11 @@ def row_text(prompt_format: PromptFormat) -> str:
 
 def questions(prompt_format: PromptFormat) -> str:
     """What a generalist asks about pairs of each domain."""
-    if prompt_format.domain != "all":
+    if prompt_format.domain != "all" or prompt_format.question:
         return ""
     lines = [f"\n- the question above is that of {GENERAL}; by the domain of a pair it asks:"]
     for domain in DOMAINS:
-        question = prompt_format.question(Pair("", "", "", domain=domain))
+        question = prompt_format.question_for(Pair("", "", "", domain=domain))
         lines.append(f"  {domain}: {question!r}")
     return "\n".join(lines)
 
@@ -133,7 +133,7 @@ def transformers_snippet(prompt_format: PromptFormat, opens_with: str) -> str:
     """Python that asks the model with transformers (of an adapter also peft) alone. Texts that were
     cut in training are not cut here."""
     library, _, loader = opens_with.rpartition(".")
-    question = prompt_format.question(Pair("", "", ""))
+    question = prompt_format.question_for(Pair("", "", ""))
     pieces = []
     for parts in TEMPLATES[prompt_format.template, prompt_format.context].pieces:
         if parts[0] in SPECIAL:

@@ -39,7 +39,7 @@ NO_EFFECT = set("""
 """.split())
 
 TINYRM_JSON = {"template": Field(str), "context": Field(str), "head": Field(str),
-               "domain": Field(str), "max_length": Field(int, 1, 10**7)}
+               "domain": Field(str), "max_length": Field(int, 1, 10**7), "question": Field(str)}
 
 HEADER = 10_000_000  # bytes that the header of a weights file may well have
 

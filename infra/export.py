@@ -81,7 +81,7 @@ RESPONSE_OF_MESSAGES = "{{ messages[-1]['content'] }}"
 
 def chat_template(prompt_format: PromptFormat, names: dict) -> str:
     """The row of a prompt and a response as a Jinja template; `names` are the special tokens."""
-    question = prompt_format.question(Pair("", "", ""))
+    question = prompt_format.question_for(Pair("", "", ""))
     text = TURNS
     for parts in TEMPLATES[prompt_format.template, prompt_format.context].pieces:
         for part in parts:
@@ -216,7 +216,7 @@ def write_tokenizer_config(out: Path, folder: Path, prompt_format: PromptFormat,
 
 
 def card(name: str, record: dict, prompt_format: PromptFormat) -> str:
-    question = prompt_format.question(Pair("", "", ""))
+    question = prompt_format.question_for(Pair("", "", ""))
     licenses = licenses_of(record)
     return f"""---
 {license_lines(licenses)}

@@ -57,6 +57,8 @@ LAST_COMMITS = {2: "cc59452"}  # the last one of each format; of those without a
 # Settings that change time and memory, not the result: --resume takes them. Data may have moved:
 # they must have the same fingerprint.
 MAY_CHANGE = ("device", "micro_tokens", "checkpoint_layers", "data")
+# Settings that came later than format 3, with what runs of before were begun with.
+ADDED_SETTINGS = {"question": ""}
 RECORD_FIELDS = {"settings": Field(dict), "result": Field(dict), "format": Field(int)}
 RESULT_FIELDS = ("n", "accuracy_before", "loss_before")
 PACKAGES = ("torch", "tokenizers", "safetensors", "huggingface_hub")  # whose versions are kept
@@ -75,6 +77,8 @@ def free_folder(settings: Any, usual_adapter: str) -> str:
         parts.append(settings.head)
     if settings.context != "pair":
         parts.append(settings.context)
+    if settings.question:
+        parts.append("question")
 
     stem = f"runs/{'-'.join(parts)}-s{settings.seed}"
     folder, number = stem, 1
@@ -109,8 +113,9 @@ def read_record(folder: str, given: dict, settings_class: type) -> dict:
         commit = LAST_COMMITS.get(number, "4a59190")
         raise ValueError(f"--resume {folder}: begun by an earlier version; `git checkout {commit}` "
                          "has the one that can resume it, or begin a new run")
-    check_stored(settings_class, record.get("settings") or {}, f"{folder}/run.json")
-    record["settings"].update(given)
+    settings = ADDED_SETTINGS | (record.get("settings") or {})
+    check_stored(settings_class, settings, f"{folder}/run.json")
+    record["settings"] = settings | given
     if record.get("products") not in ("default", "onednn"):
         raise ValueError(f"{folder}/run.json: products is damaged: restore it, or begin a new run")
     if "data" in given:  # the commits of the data before do not matter, that of the model does

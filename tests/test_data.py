@@ -245,6 +245,55 @@ def test_pairs_are_the_same_rows_together_and_one_by_one(tokenizer):
     assert together == one_by_one
 
 
+# --- a question of one's own -----------------------------------------------------------------
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("domain", ["all", "safety"])
+def test_a_question_of_ones_own_stands_in_the_place_of_the_domains(tokenizer, kind, domain):
+    usual = format_of(tokenizer, kind, domain=domain)
+    ours = format_of(tokenizer, kind, domain=domain, question="Which of six is two?")
+    for own in data.DOMAINS:
+        pair = Pair("Hi", "yes", "no", domain=own)
+        text = tokenizer.decode(rows_of(usual, domain=own)[0].tokens)
+        expected = text.replace(usual.question_for(pair), "Which of six is two?")
+        assert tokenizer.decode(rows_of(ours, domain=own)[0].tokens) == expected
+
+
+def test_no_question_is_that_of_the_domain(tokenizer):
+    assert PromptFormat(tokenizer, question="") == PromptFormat(tokenizer)
+
+
+@EVERY_KIND
+@EVERY_HEAD
+@pytest.mark.parametrize("text", ["[MASK]", "[CLS] or [SEP]?", "six\ud800"])
+def test_special_tokens_in_a_question_stay_text(tokenizer, kind, head, text):
+    usual, _ = rows_of(format_of(tokenizer, kind, head=head))
+    ours, _ = rows_of(format_of(tokenizer, kind, head=head, question=text))
+    for token in SPECIAL:
+        special = tokenizer.library.token_to_id(token)
+        assert ours.tokens.count(special) == usual.tokens.count(special)
+    name = "cls" if head == "cls" else "mask"
+    assert ours.tokens[ours.read_at] == tokenizer.library.token_to_id(f"[{name.upper()}]")
+
+
+def test_a_question_that_leaves_no_room_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="--max-length 64: the template alone needs 80"):
+        PromptFormat(tokenizer, max_length=64, question="six " * 60)
+
+
+def test_a_question_of_spaces_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="the question '  ' has no words"):
+        PromptFormat(tokenizer, question="  ")
+
+
+def test_a_question_is_among_the_settings_where_there_is_one(tokenizer):
+    ours = PromptFormat(tokenizer, question="Which?")
+    assert PromptFormat(tokenizer, **ours.settings()) == ours
+    # what was stored before is what is stored now
+    assert "question" not in PromptFormat(tokenizer).settings()
+
+
 # --- special tokens --------------------------------------------------------------------------
 
 

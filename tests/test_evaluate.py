@@ -7,6 +7,7 @@ protocols, stored models, and what a user of the command line sees.
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -424,6 +425,34 @@ def test_the_format_comes_from_tinyrm_json_and_what_is_given_overrides_it(run_fo
     }
 
 
+def question_in(model):
+    rows_of_pairs, _ = model.prompt_format.rows([Pair("p", "a", "b")])
+    text = model.prompt_format.tokenizer.decode(rows_of_pairs[0][0].tokens)
+    return re.search(r"Response: a (.*) The answer is", text)[1]
+
+
+@pytest.mark.parametrize(("stored", "given", "asked"), [
+    (None, None, "Is the response safe?"),
+    ("Is it six?", None, "Is it six?"),
+    ("Is it six?", "Is it two?", "Is it two?"),
+    ("Is it six?", "", "Is the response safe?"),
+])
+def test_a_question_that_is_given_beats_the_stored_one(run_folder, stored, given, asked):
+    file = run_folder / "model/tinyrm.json"
+    if stored is not None:
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"question": stored}))
+    assert question_in(RewardModel.load(run_folder, question=given)) == asked
+
+
+def test_results_of_another_question_are_not_replaced(tiny, pairs_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for more in ([], ["--question", "Which is six?"]):
+        evaluate.main([str(tiny), str(pairs_file), "--limit", "4", *more])
+    usual, other = sorted((tmp_path / "runs" / f"eval-{tiny.name}").iterdir())
+    assert "question" not in results_of(usual)[0]["format"]
+    assert results_of(other)[0]["format"]["question"] == "Which is six?"
+
+
 def test_a_model_without_tinyrm_json_has_the_defaults_as_far_as_its_positions_go(run_folder):
     (run_folder / "model" / "tinyrm.json").unlink()
     assert RewardModel.load(run_folder).about["format"] == {
@@ -798,6 +827,7 @@ def test_a_prompt_that_is_too_long_does_not_end_a_run(tiny, tmp_path, capsys):
     ["MODEL", "ok.jsonl", "--out", "ok.jsonl/x"],
     ["MODEL", "ok.jsonl", "--limit", "-1"],
     ["MODEL", "ok.jsonl", "--max-length", "-1"],
+    ["MODEL", "ok.jsonl", "--question", " "],
     ["MODEL", "--ask", "prompt", "one", "two", "--limit", "3"],
     ["MODEL", "--ask", "prompt", "one", "two", "--out", "new"],
     ["MODEL", "ok.jsonl", "--against", "missing.jsonl"],

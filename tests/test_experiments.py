@@ -287,6 +287,13 @@ def test_the_settings_of_full_fine_tuning():
     assert found == ("full", 0, 0.25, fit.PASSES[300], 5)
 
 
+def test_a_cells_question_is_asked(small):
+    cell = Cell("nano", "chat", 4, question="Which is six?")
+    settings = fit.settings_of(cell, 1, 5e-3)
+    form = fit.fit(cell, settings, fit.training_pairs(cell, 1, settings.data)).prompt_format
+    assert form.question_for(data.Pair("", "", "")) == "Which is six?"
+
+
 def test_an_encoder_that_was_not_made_says_how_to_make_it():
     with pytest.raises(ValueError, match=r"nano-97 is not there.*make\.py --width 97 --out .*-97"):
         fit.folder_of("nano-97")
@@ -407,6 +414,31 @@ def test_rates_are_tried_on_the_choosing_words_and_on_seeds_of_their_own():
     assert len(jobs) == 3 * 3 * 2  # domains, rates, seeds
     assert {job.part for job in jobs} == {"choose"}
     assert not {job.seed for job in jobs} & set(range(1, 13))
+
+
+# --- names of records ------------------------------------------------------------------------
+
+
+def test_a_record_of_before_there_were_questions_keeps_its_name():
+    job = run.Job(Cell("nano", "chat", 30), 1, 5e-3, "test")
+    assert job.key == "nano chat 30 cloze pair option dora recipe seed 1 test rate 0.005"
+    record = record_without_training(run.Task(job, ()))
+    assert record.pop("question") == ""
+    assert run.key_of(record) == job.key
+
+
+def test_a_question_is_in_the_name_of_its_record():
+    job = run.Job(Cell("nano", "chat", 30, question="Which?"), 1, 5e-3, "test")
+    assert run.key_of(record_without_training(run.Task(job, ()))) == job.key
+    assert "question Which? seed 1" in job.key
+
+
+def test_a_record_without_a_field_that_all_have_is_none():
+    record = record_without_training(run.Task(run.Job(Cell("nano", "chat", 30), 1, 0.0, "test"),
+                                              ()))
+    del record["template"]
+    with pytest.raises(KeyError):
+        run.key_of(record)
 
 
 # --- what is made, and what is not made again ------------------------------------------------

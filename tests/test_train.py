@@ -569,6 +569,35 @@ def test_lines_of_steps_beyond_the_state_are_taken_away(unfinished):
     assert [line["step"] for line in metrics_of(unfinished)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.fixture
+def asking(flags, tmp_path):
+    """A finished run with a question of its own."""
+    train.main(flags(question="Which [MASK] is six?", out=tmp_path / "asking"))
+    return tmp_path / "asking"
+
+
+def test_a_run_trains_on_its_question_and_keeps_it(asking, finished):
+    assert read_json(asking / "run.json")["settings"]["question"] == "Which [MASK] is six?"
+    for part in ("model", "adapter"):
+        assert read_json(asking / part / "tinyrm.json")["question"] == "Which [MASK] is six?"
+        assert "Which [MASK] is six?" in (asking / part / "README.md").read_text()
+    assert largest_difference(asking, finished) > 1e-4  # of the same run with the domain's own
+
+
+def test_a_run_of_before_there_were_questions_resumes(unfinished):
+    settings = read_json(unfinished / "run.json")["settings"]
+    assert settings.pop("question") == ""
+    change_record(unfinished, settings=settings)
+    train.main(["--resume", str(unfinished)])
+    assert is_finished(unfinished)
+
+
+def test_a_run_with_a_question_has_a_name_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = train.Settings(domain="chat", model="nano", question="Which?")
+    assert run_folder.free_folder(settings, "dora") == "runs/nano-chat-question-s17"
+
+
 @pytest.mark.parametrize("edition, commit", [(None, "4a59190"), (2, "cc59452")])
 def test_a_run_of_an_earlier_edition_is_refused_with_the_commit_that_can_resume_it(
         unfinished, edition, commit):
@@ -710,6 +739,9 @@ def refused(argv, capsys):
     ({"held_out": 999}, "leaves nothing to train on"),
     ({"resume": "nowhere"}, "leave out --domain, --model,"),
     ({"max_length": 16}, "--max-length 16: the template alone needs"),
+    ({"question": " "}, "--question is empty: give a text, or leave it out"),
+    ({"question": "a\nb"}, "--question 'a\\nb': give it without line breaks"),
+    ({"question": "six " * 60, "max_length": 64}, "--max-length 64: the template alone needs"),
 ], ids=str)
 def test_bad_input_is_one_line_and_leaves_nothing(flags, tmp_path, capsys, monkeypatch, changes,
                                                   message):
