@@ -23,6 +23,7 @@ import train  # noqa: E402
 from data import Pair, PromptFormat  # noqa: E402
 from evaluate import GPU_TOKENS, RewardModel, judge_all  # noqa: E402
 from experiments.causal import CausalModernBERT, CausalPromptFormat  # noqa: E402
+from experiments.sight import SightFormat, SightModernBERT  # noqa: E402
 from infra.benchmarks import load_eval_set  # noqa: E402
 from infra.hub import NANOS, ROOT, fetch_model, version_of  # noqa: E402
 from infra.machine import pick_device, pick_micro_tokens  # noqa: E402
@@ -33,13 +34,13 @@ from tinyrm import ModernBERT, read_json  # noqa: E402
 
 RECIPE = "recipe"  # as train.py's recipe for the model and the domain has it
 
-# Passes over the training pairs, by their number: fewer pairs are passed over more often, since a
-# batch is at most a pass. They are the same for all methods.
+# Passes over the training pairs, by their number: fewer pairs make fewer steps a pass, so they get
+# more passes. They are the same for all methods.
 PASSES = {30: 24.0, 100: 12.0, 300: 8.0, 1000: 4.0}
 
 
 class Cell(NamedTuple):
-    """A way to train, and what is trained. Two cells of a contrast differ in one field."""
+    """A way to train, and what is trained. Two cells of a contrast differ in what it is about."""
 
     model: str  # a name as train.py takes it; "random" is nano, "random-X" X with fresh weights
     domain: str  # or "all"
@@ -50,10 +51,12 @@ class Cell(NamedTuple):
     adapter: str = "dora"
     freeze: int | str = RECIPE
     question: str = ""  # "": that of the domain
+    sight: str = "all"  # what may be seen in training: see experiments/sight.py
+    judged: str = ""  # what may be seen in judging; "": as in training
 
 
 # Fields that came when there were records already: one without the field has its default.
-LATER_FIELDS = ("question",)
+LATER_FIELDS = ("question", "sight", "judged")
 
 
 class Architecture(NamedTuple):
@@ -65,14 +68,28 @@ class Architecture(NamedTuple):
 
 ENCODER = Architecture(ModernBERT, PromptFormat)
 CAUSAL = Architecture(CausalModernBERT, CausalPromptFormat)
+SEEING = Architecture(SightModernBERT, SightFormat)
 
 
-def architecture_of(folder: Path) -> Architecture:
-    """What the config.json of a model folder asks for."""
+def architecture_of(folder: Path, cell: Cell | None = None) -> Architecture:
+    """What the config.json of a model folder asks for, and a cell that forbids to see something.
+    ValueError if it cannot be forbidden there."""
     model_type = read_json(Path(folder) / "config.json").get("model_type")
     if model_type == CAUSAL.model_class.config_class.model_type:
+        if cell is not None and forbids(cell):
+            raise ValueError(f"{folder}: a decoder, in which nothing more can be forbidden to see")
         return CAUSAL
+    if cell is not None and forbids(cell):
+        if cell.context != "pair" or cell.template != "option":
+            raise ValueError("what may be seen can be forbidden in context pair and template "
+                             "option alone")
+        return SEEING
     return ENCODER
+
+
+def forbids(cell: Cell) -> bool:
+    """Whether something may not be seen, in training or in judging."""
+    return cell.sight != "all" or cell.judged not in ("", "all")
 
 
 # ------------------------------------------------------------------------------- a cell's settings
@@ -210,7 +227,7 @@ def fit(cell: Cell, settings: train.Settings, pairs: list[Pair]) -> Fitted:
     """Train on these pairs: train.py's recipe, without a run folder."""
     hardware = pick_device(settings.device, settings.dtype)
     folder = folder_of(cell.model)
-    classes = architecture_of(folder)
+    classes = architecture_of(folder, cell)
     prompt_format = classes.format_class(
         data.load_tokenizer(folder), template=settings.template, context=settings.context,
         head=settings.head, domain=settings.domain, max_length=settings.max_length,
@@ -219,6 +236,8 @@ def fit(cell: Cell, settings: train.Settings, pairs: list[Pair]) -> Fitted:
     model = tinyrm.load(folder, settings.head, settings.seed, classes.model_class)
     if is_random(cell.model):
         model.init_weights(settings.seed)
+    if forbids(cell):
+        model.sight = cell.sight
     model.to(hardware.device).set_compute_dtype(hardware.dtype)
     trained = dora.adapt(model, settings.adapter, settings.rank, settings.alpha, settings.freeze,
                          settings.seed)
@@ -236,6 +255,8 @@ def fit(cell: Cell, settings: train.Settings, pairs: list[Pair]) -> Fitted:
         tokens += result.tokens
         losses.append(result.loss)
     dora.merge(model)
+    if forbids(cell) and cell.judged:
+        model.sight = cell.judged
     return Fitted(model.eval(), prompt_format, steps, tokens, losses)
 
 
@@ -260,6 +281,19 @@ def benchmark_scores(fitted: Fitted, names: tuple[str, ...]) -> dict[str, dict[s
     return scores
 
 
+def diverged(cell: Cell, seed: int, rate: float, part: str, settings: train.Settings,
+             reason: str) -> dict:
+    """The record of a run that ended in no numbers: nothing is right. So its rate is not chosen,
+    and the grid goes on."""
+    return {
+        **cell._asdict(), "seed": seed, "part": part, "data": list(settings.data),
+        "accuracy": dict.fromkeys(domains_of(cell), 0.0), "n": dict.fromkeys(domains_of(cell), 0),
+        "benchmarks": {}, "rate": settings.lr, "passes": settings.epochs, "steps": 0, "tokens": 0,
+        "seconds": 0.0, "base": version_of(folder_of(cell.model)), "torch": torch.__version__,
+        "diverged": reason,
+    }
+
+
 def run(cell: Cell, seed: int, rate: float, part: str = "test", files: tuple[str, ...] = (),
         everywhere: bool = False, benchmarks: tuple[str, ...] = ()) -> dict:
     """Train, judge on a part ("choose" or "test") of the cell's domains (with `everywhere` of
@@ -267,7 +301,10 @@ def run(cell: Cell, seed: int, rate: float, part: str = "test", files: tuple[str
     settings = settings_of(cell, seed, rate, files)
     pairs = training_pairs(cell, seed, settings.data)
     began = time.perf_counter()
-    fitted = fit(cell, settings, pairs)
+    try:
+        fitted = fit(cell, settings, pairs)
+    except train.NotFinite as error:
+        return diverged(cell, seed, rate, part, settings, str(error))
     seconds = time.perf_counter() - began
 
     accuracies, n = {}, {}

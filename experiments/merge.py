@@ -33,7 +33,8 @@ from experiments.measure import rows_of  # noqa: E402
 from infra.hub import version_of  # noqa: E402
 from tinyrm import Config, ModernBERT, PackedLayout  # noqa: E402
 
-# scales of what specialists changed; of three of them, 1/3 is the average of their weights
+# scales of what specialists changed; with three specialists 1/3 averages their weights. All are
+# shown, on the test: whoever wants to take the best one has to choose it on other pairs.
 LAMBDAS = (0.25, 1 / 3, 0.5, 0.75, 1.0)
 FROZEN = 1  # layers of the trunk
 

@@ -6,16 +6,19 @@ new facts from pairs, and at what cost to the old ones?
     python experiments/new_facts.py --seeds 2 --most 6
     python experiments/new_facts.py --print
 
-Which of two words is heavier, for 40 words of each sort:
+Which of two words is heavier, for 40 words of each sort, all of them one token:
 
-    known    words of nano's test, of which pre-training has spoken
-    new      words that no text contains, with weights drawn as those of the world
+    known    words of nano's test, of whose weights pre-training has spoken
+    new      common words (clock, soup), which text has used, but never as a thing with a weight
 
-Training pairs and test pairs speak of the same 40 words, but the test asks of other twos of them: a
+Training pairs and test pairs speak of the same 40 words, but no two words are compared in both: a
 new word's weight can only come from the training pairs. Measured before and after: the accuracy on
-these pairs and on nano's own test; the recall of all 240 words at [MASK]; the masked-language loss;
-and how well a linear probe reads the weight of the 40 words after each layer. The rate of a method
-is the one that experiments/run.py chose. Records: experiments/records/new-facts.jsonl.
+these pairs, and on the pairs of nano's own test that name none of the known words; the recall of
+all 240 words of the world at [MASK]; the masked-language loss; and how well a linear probe reads
+the weight of the 40 words after each layer, next to the same with shuffled weights. The rate of a
+method is the one that experiments/run.py chose, for eliciting: what stays unlearnt at it might be
+learnt at another. A seed draws the order and fresh weights, not the words and not the pairs.
+Records: experiments/records/new-facts.jsonl.
 
 Shapes: N words, D hidden.
 """
@@ -24,7 +27,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -49,70 +52,110 @@ from tinyrm import ModernBERT  # noqa: E402
 
 RECORDS = ROOT / "experiments/records/new-facts.jsonl"
 MODEL = "nano-instruct"
-METHODS = {"DoRA": {}, "LoRA": {"adapter": "lora"}, "full": {"adapter": "full", "freeze": 0}}
+METHODS = {
+    "DoRA": {},
+    "LoRA": {"adapter": "lora"},
+    "full, one layer frozen": {"adapter": "full", "freeze": 1},  # with the embeddings, as DoRA
+    "full": {"adapter": "full", "freeze": 0},
+}
 WORDS = ("known", "new")
 N_WORDS, N_TRAIN, N_TEST = 40, 1000, 500
-PASSES = 8.0  # twice the recipe's: new words have to be learnt first
+PASSES = 8.0  # twice those of 1,000 pairs in experiments/run.py: new words are to be learnt
 SEEDS = 8
 
-# syllables that no word of the world has
-NEW_FIRST = "cre fo gli hum ler mip pra sku tro wex".split()
-NEW_SECOND = "bol cag dup fim".split()
+# words of the idle sentences
+NEW = """
+    baker bank bell bread bridge button cellar church clock cloud coast concert cousin dust farmer
+    fence harvest hill kitchen letter library market mayor milk newspaper paint plumber poem postman
+    queue road roof shelf shop soup umbrella uncle valley village window
+""".split()
 
 # ---------------------------------------------------------------------------- two sorts of words
 
 
 def new_words() -> dict[str, Thing]:
-    """40 words that the world does not have, weights of one to ten stone, four of each."""
+    """The 40 new words with weights of one to ten stone, four of each."""
     rng = random.Random(microworld.WORLD_SEED)
-    words = [first + second for first in NEW_FIRST for second in NEW_SECOND]
-    weights = [1 + i % 10 for i in range(len(words))]
+    weights = [1 + i % 10 for i in range(len(NEW))]
     rng.shuffle(weights)
     kinds = list(microworld.KINDS)
-    return {word: Thing(weight, i % 2 == 0, kinds[i % len(kinds)], "new")
-            for i, (word, weight) in enumerate(zip(words, weights, strict=True))}
+    world = {}
+    for i, (word, weight) in enumerate(zip(NEW, weights, strict=True)):
+        world[word] = Thing(weight, i % 2 == 0, kinds[i % len(kinds)], "new")
+    return world
 
 
 def known_words() -> dict[str, Thing]:
-    """40 of the 80 words of the test."""
-    of_test = {word: thing for word, thing in microworld.make_world().items()
-               if thing.part == "test"}
-    return dict(list(of_test.items())[:N_WORDS])
+    """40 of the 80 words of the test, four of each weight."""
+    taken, world = Counter(), {}
+    for word, thing in microworld.make_world().items():
+        if thing.part == "test" and taken[thing.weight] < N_WORDS // 10:
+            taken[thing.weight] += 1
+            world[word] = thing
+    return world
 
 
-class Twos(NamedTuple):
+class WordPairs(NamedTuple):
     train: list[Pair]
-    test: list[Pair]  # of twos of words that no training pair has
+    test: list[Pair]  # about two words that no training pair compares
 
 
-def pairs_of(world: dict[str, Thing]) -> Twos:
-    """Pairs of the question "which is heavier" about these words. A fifth of the twos of words are
-    the test's."""
+def pairs_of(world: dict[str, Thing]) -> WordPairs:
+    """Pairs of the question which of two words is heavier, or lighter. A fifth of all twos of words
+    are the test's."""
     rng = random.Random(f"new facts {microworld.WORLD_SEED}")
     words = sorted(world)
-    twos = [frozenset((x, y)) for i, x in enumerate(words) for y in words[:i]]
-    of_test = set(rng.sample(sorted(twos, key=sorted), len(twos) // 5))
+    twos = [(x, y) for i, x in enumerate(words) for y in words[:i]]
+    of_test = set(rng.sample(twos, len(twos) // 5))
+    twos = [(x, y) for x, y in twos if abs(world[x].weight - world[y].weight) >= 2]
 
     train, test = {}, {}
     while len(train) < N_TRAIN or len(test) < N_TEST:
-        # the answers name the two words that the question is about
-        row = microworld.reasoning_pair(rng, world, words, microworld.IDLE["train"])
-        answers = f"{row['chosen']} {row['rejected']}".lower()
-        asked = frozenset(word for word in words if word in answers)
-        side, most = (test, N_TEST) if asked in of_test else (train, N_TRAIN)
+        two = rng.choice(twos)
+        side, most = (test, N_TEST) if two in of_test else (train, N_TRAIN)
         if len(side) < most:
-            pair = Pair(row["prompt"], row["chosen"], row["rejected"], domain="reasoning")
-            side.setdefault(row["prompt"], pair)
-    return Twos(list(train.values()), list(test.values()))
+            pair = compare(rng, world, *rng.sample(two, 2))
+            side.setdefault(pair.prompt, pair)
+    return WordPairs(list(train.values()), list(test.values()))
+
+
+def compare(rng: random.Random, world: dict[str, Thing], x: str, y: str) -> Pair:
+    """A pair as those of reasoning in nano's world, about these two words."""
+    idle = microworld.IDLE["train"]
+    question = rng.choice(["heavier", "lighter"])
+    light, heavy = sorted([x, y], key=lambda word: world[word].weight)
+    right, wrong = (heavy, light) if question == "heavier" else (light, heavy)
+    return Pair(
+        microworld.compare_prompt(rng, x, y, question, idle),
+        microworld.word_answer(rng, microworld.NAMING, idle, w=right),
+        microworld.word_answer(rng, microworld.NAMING, idle, w=wrong),
+        domain="reasoning")
+
+
+def pairs_of_other_words() -> list[Pair]:
+    """The pairs of nano's test that name none of the known words."""
+    known = known_words()
+    others = []
+    for pair in fit.sets_of("reasoning", ("nano",)).test:
+        text = f"{pair.prompt} {pair.chosen} {pair.rejected}".lower()
+        if not any(word in text for word in known):
+            others.append(pair)
+    return others
 
 
 # --------------------------------------------------------------------------- what a model knows
 
 
-def probe(model: ModernBERT, reader: make.Reader, world: dict[str, Thing]) -> list[float]:
-    """After each layer, how well the weight of a word can be read off its last token: the
-    correlation of the weights with those that a ridge regression gives for each word from all
-    others."""
+class Probe(NamedTuple):
+    """For each layer a correlation of the 40 weights with their guesses."""
+
+    weights: list[float]
+    shuffled: list[float]  # where the weights are shuffled, mean of 20: what is read off nothing
+
+
+def probe(model: ModernBERT, reader: make.Reader, world: dict[str, Thing]) -> Probe:
+    """How well the weight of a word can be read off its token after each layer: the correlation of
+    the weights with what a ridge regression on all other words guesses for each."""
     tokens, lengths, last = [], [], []
     for word in world:
         start = [reader.cls, *reader.ids(" The"), *reader.ids(f" {word}")]
@@ -121,44 +164,62 @@ def probe(model: ModernBERT, reader: make.Reader, world: dict[str, Thing]) -> li
         tokens += row
         lengths.append(len(row))
     batch = data.Batch(torch.tensor(tokens), make.starts_of(lengths), None, None)
-    weights = torch.tensor([float(thing.weight) for thing in world.values()])
+    weights = torch.tensor([float(thing.weight) for thing in world.values()]).double()
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(len(weights), generator=generator) for _ in range(20)]
 
-    found = []
-    for x in measure.states(model, batch):
-        guesses = left_out_guesses(x[torch.tensor(last)].double(), weights.double())
-        found.append(round(torch.corrcoef(torch.stack([guesses, weights]))[0, 1].item(), 4))
+    found = Probe([], [])
+    for states in measure.states(model, batch):
+        x = states[torch.tensor(last)].double()  # (N, D)
+        found.weights.append(round(guessed(x, weights), 4))
+        of_nothing = [guessed(x, weights[order]) for order in orders]
+        found.shuffled.append(round(sum(of_nothing) / len(of_nothing), 4))
     return found
 
 
-def left_out_guesses(x: torch.Tensor, y: torch.Tensor, ridge: float = 1.0) -> torch.Tensor:
-    """(N,) the guess for each row of x (N, D) by a ridge regression on all others.
+def guessed(x: torch.Tensor, y: torch.Tensor) -> float:
+    """The correlation of y (N,) with the guesses from x (N, D)."""
+    return torch.corrcoef(torch.stack([left_out_guesses(x, y), y]))[0, 1].item()
 
-    With H = X (X'X + r I)^-1 X', the guess without row i is (H y - h_ii y_i) / (1 - h_ii)."""
+
+def left_out_guesses(x: torch.Tensor, y: torch.Tensor, ridge: float = 1.0) -> torch.Tensor:
+    """(N,) the guess for each row of x (N, D) by a ridge regression on all others, whose constant
+    is free.
+
+    With H = X (X'X + R)^-1 X', the guess without row i is (H y - h_ii y_i) / (1 - h_ii)."""
     x = (x - x.mean(0)) / (x.std(0) + 1e-6)
-    x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
-    hat = x @ torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype), x.T)
+    x = torch.cat([x, torch.ones_like(x[:, :1])], 1)  # (N, D + 1)
+    penalty = ridge * torch.eye(x.shape[1], dtype=x.dtype)
+    penalty[-1, -1] = 0
+    hat = x @ torch.linalg.solve(x.T @ x + penalty, x.T)  # (N, N)
     h = hat.diagonal()
     return (hat @ y - h * y) / (1 - h)
 
 
 @torch.inference_mode()
 def text_loss(model: ModernBERT, reader: make.Reader) -> float:
-    """The masked-language loss of 64 documents that no training has had."""
-    targets = reader.masked(step=10**6)
-    starts = make.starts_of(targets.lengths)
-    logits = model.logits(model(targets.tokens, starts)[targets.where])
-    return F.cross_entropy(logits, targets.what).item()
+    """The masked-language loss of 512 documents that no training has had."""
+    total, count = 0.0, 0
+    first = 10**6 * make.BLOCK  # a whole block: documents alike in length stand in one step of it
+    for step in range(first, first + make.BLOCK):
+        targets = reader.masked(step)
+        hidden = model(targets.tokens, make.starts_of(targets.lengths))[targets.where]
+        total += F.cross_entropy(model.logits(hidden), targets.what, reduction="sum").item()
+        count += len(targets.what)
+    return total / count
 
 
 def knowledge(model: ModernBERT, world: dict[str, Thing], reader: make.Reader,
-              accuracy: Callable[[list[Pair]], float], twos: Twos) -> dict:
+              prompt_format: data.PromptFormat, pairs: WordPairs) -> dict:
     """What a model knows, as it is stored in a record."""
+    found = probe(model, reader, world)
     return {
-        "pairs of the same words": round(accuracy(twos.test), 4),
-        "nano's test": round(accuracy(fit.sets_of("reasoning", ("nano",)).test), 4),
+        "same words": round(fit.accuracy(model, prompt_format, pairs.test), 4),
+        "other words": round(fit.accuracy(model, prompt_format, pairs_of_other_words()), 4),
         "recall": {name: round(value, 4) for name, value in make.recall(model, reader).items()},
         "text loss": round(text_loss(model, reader), 4),
-        "probe": probe(model, reader, world),
+        "probe": found.weights,
+        "shuffled": found.shuffled,
     }
 
 
@@ -178,41 +239,52 @@ def key_of(record: dict) -> Job:
 def make_record(job: Job, rate: float) -> dict:
     """Train on pairs of these words, and look before and after."""
     world = new_words() if job.words == "new" else known_words()
-    twos = pairs_of(world)
+    pairs = pairs_of(world)
     folder = fit.folder_of(MODEL)
     tokenizer = data.load_tokenizer(folder)
     reader = make.Reader(microworld.make_world(), tokenizer.library, seed=0, rows=64)
 
     cell = Cell(MODEL, "reasoning", 0, **METHODS[job.method])
     settings = replace(fit.settings_of(cell, job.seed, rate), epochs=PASSES)
-    fitted = fit.fit(cell, settings, twos.train)
-
-    def accuracy(model):
-        return lambda pairs: fit.accuracy(model, fitted.prompt_format, pairs)
-
+    fitted = fit.fit(cell, settings, pairs.train)
     before = tinyrm.load(folder).eval()
-    changes = measure.changes(before, fitted.model, fitted.prompt_format, twos.test[:100])
+    changes = measure.changes(before, fitted.model, fitted.prompt_format, pairs.test[:100])
     return {
         **job._asdict(),
         "rate": rate,
         "passes": PASSES,
         "steps": fitted.steps,
-        "n": {"pairs of the same words": N_TEST, "nano's test": fit.TEST},
-        "before": knowledge(before, world, reader, accuracy(before), twos),
-        "after": knowledge(fitted.model, world, reader, accuracy(fitted.model), twos),
+        "n": {"same words": len(pairs.test), "other words": len(pairs_of_other_words())},
+        "before": knowledge(before, world, reader, fitted.prompt_format, pairs),
+        "after": knowledge(fitted.model, world, reader, fitted.prompt_format, pairs),
         "cka": changes["cka"],
         "base": version_of(folder),
         "torch": torch.__version__,
     }
 
 
-def read_records() -> dict[Job, dict]:
-    """The records of the present weights."""
+def read_records(rates: dict[str, float]) -> dict[Job, dict]:
+    """The records of the present weights, rates and passes. A last line that was cut by a kill is
+    left out."""
     if not RECORDS.exists():
         return {}
+    text = RECORDS.read_text(encoding="utf-8")
     base = version_of(fit.folder_of(MODEL))
-    records = [json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()]
-    return {key_of(record): record for record in records if record["base"] == base}
+    records = {}
+    for line in text[:text.rfind("\n") + 1].splitlines():
+        record = json.loads(line)
+        now = (base, rates[record["method"]], PASSES)
+        if (record["base"], record["rate"], record["passes"]) == now:
+            records[key_of(record)] = record
+    return records
+
+
+def keep(record: dict) -> None:
+    RECORDS.parent.mkdir(exist_ok=True)
+    text = RECORDS.read_text(encoding="utf-8") if RECORDS.exists() else ""
+    with open(RECORDS, "a", encoding="utf-8") as file:
+        file.truncate(len(text[:text.rfind("\n") + 1].encode()))  # without half a line
+        file.write(json.dumps(record) + "\n")
 
 
 def chosen_rates() -> dict[str, float]:
@@ -232,11 +304,12 @@ def chosen_rates() -> dict[str, float]:
 def show(records: dict[Job, dict], seeds: int) -> None:
     """Means over seeds, with half a 95 % interval."""
     columns = {
-        "same words": lambda side: side["pairs of the same words"],
-        "nano's test": lambda side: side["nano's test"],
+        "same words": lambda side: side["same words"],
+        "other words": lambda side: side["other words"],
         "recall of weight": lambda side: side["recall"]["weight"],
         "text loss": lambda side: side["text loss"],
-        "best probe": lambda side: max(side["probe"]),
+        "probe, third layer": lambda side: side["probe"][2],
+        "shuffled": lambda side: side["shuffled"][2],
     }
     print(f"| words | | seeds | {' | '.join(columns)} |\n|{'---|' * (3 + len(columns))}")
     for words in WORDS:
@@ -267,9 +340,9 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"--seeds {flags.seeds}: give 1 to {SEEDS}")
     torch.set_num_threads(1)  # the same numbers on any machine of a kind
 
-    records = read_records()
+    rates = chosen_rates()
+    records = read_records(rates)
     if not flags.print:
-        rates = chosen_rates()
         jobs = [Job(words, method, seed) for seed in range(1, flags.seeds + 1)
                 for words in WORDS for method in METHODS]
         missing = [job for job in jobs if job not in records]
@@ -277,11 +350,9 @@ def main(argv: list[str] | None = None) -> None:
             missing = missing[:flags.most]
         for job in missing:
             record = make_record(job, rates[job.method])
-            RECORDS.parent.mkdir(exist_ok=True)
-            with open(RECORDS, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            keep(record)
             records[job] = record
-            right = record["after"]["pairs of the same words"]
+            right = record["after"]["same words"]
             print(f"{job.words} {job.method} seed {job.seed}: {right:.3f}", flush=True)
     show(records, flags.seeds)
 

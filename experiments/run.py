@@ -6,11 +6,13 @@
     python experiments/run.py claims --model large large-instruct --domain reasoning --dry-run
 
 Groups:
-    rates      which learning rate each method takes: chosen at 300 pairs on the choosing words
+    rates      the learning rate of each method: chosen at 300 pairs on the choosing words
     claims     the five main contrasts, with 30, 100, 300 and 1,000 training pairs
-    freeze     the recipe's frozen layers, none, and two
+    freeze     the recipe's frozen layers, none, and two; full fine-tuning above frozen layers
+    sight      both responses seen, apart, or looking back alone: in training, judging, and both
+    question   the domain's question, a neutral one, another domain's, and nonsense
     causal     the instructed encoder and its causal twin; Ettin's encoders and decoders
-    controls   random weights; as much ordinary text instead of instructions; another template
+    controls   random weights; as many tokens of text instead of instructions; another template
     merge      specialists as one model: their changes added, or branches on the trunk they share
 
 How a claim is decided. The seeds are fixed before the first run: 12 for the main contrasts, 8 for
@@ -62,6 +64,9 @@ ON_NANO = ["nano", "nano-instruct"]
 # ----------------------------------------------------------------------------------- the contrasts
 
 
+MAIN_SEEDS = 12  # of the main contrasts
+
+
 class Contrast(NamedTuple):
     """A against B: the fields of a cell in which the two sides differ from the usual one, which is
     the cloze with both responses in a row, DoRA above the recipe's frozen layers."""
@@ -79,15 +84,15 @@ FULL = {"adapter": "full", "freeze": 0}
 FEW_AND_MANY = (100, 1000)
 GROUPS = {
     "claims": [
-        Contrast("cloze against [CLS]", {}, {"head": "cls"}, seeds=12),
-        Contrast("DoRA and freezing against full fine-tuning", {}, FULL, seeds=12),
-        Contrast("DoRA against LoRA", {}, {"adapter": "lora"}, seeds=12),
-        Contrast("specialists against all at once", {}, {"domain": "all"}, seeds=12),
+        Contrast("cloze against [CLS]", {}, {"head": "cls"}, seeds=MAIN_SEEDS),
+        Contrast("DoRA and freezing against full fine-tuning", {}, FULL, seeds=MAIN_SEEDS),
+        Contrast("DoRA against LoRA", {}, {"adapter": "lora"}, seeds=MAIN_SEEDS),
+        Contrast("specialists against all at once", {}, {"domain": "all"}, seeds=MAIN_SEEDS),
         Contrast("both responses in a context against one each", {}, {"context": "single"},
-                 seeds=12),
-        Contrast("instructed against plain", {}, {"model": "nano"}, seeds=12,
+                 seeds=MAIN_SEEDS),
+        Contrast("instructed against plain", {}, {"model": "nano"}, seeds=MAIN_SEEDS,
                  models=("nano-instruct",)),
-        Contrast("instructed against plain", {}, {"model": "large"}, seeds=12,
+        Contrast("instructed against plain", {}, {"model": "large"}, seeds=MAIN_SEEDS,
                  models=("large-instruct",)),
     ],
     "freeze": [
@@ -95,20 +100,40 @@ GROUPS = {
                  budgets=FEW_AND_MANY),
         Contrast("the recipe's frozen layers against two", {}, {"freeze": 2},
                  budgets=FEW_AND_MANY),
+        # the main contrast changes the adapter and the frozen layers; here the adapter alone
+        Contrast("DoRA against full fine-tuning above the same frozen layer", {},
+                 {"adapter": "full", "freeze": 1}, budgets=FEW_AND_MANY, models=tuple(ON_NANO)),
+    ],
+    "sight": [
+        Contrast("all seen against responses apart", {}, {"sight": "apart"}, budgets=FEW_AND_MANY),
+        Contrast("all seen against responses apart in judging alone", {}, {"judged": "apart"},
+                 budgets=FEW_AND_MANY),
+        Contrast("all seen against responses apart in training alone", {},
+                 {"sight": "apart", "judged": "all"}, budgets=FEW_AND_MANY),
+        Contrast("all seen against looking back alone", {}, {"sight": "causal"},
+                 budgets=FEW_AND_MANY),
+    ],
+    "question": [
+        Contrast("the domain's question against a neutral one", {},
+                 {"question": "Which option do you take?"}, budgets=FEW_AND_MANY),
+        Contrast("the domain's question against that of safety", {},
+                 {"question": data.DOMAINS["safety"].question}, budgets=FEW_AND_MANY,
+                 domains=("reasoning", "chat")),
+        Contrast("the domain's question against nonsense", {},
+                 {"question": "Lamp of the seven and rained?"}, budgets=FEW_AND_MANY),
     ],
     "causal": [
         Contrast("both directions against one", {}, {"model": "nano-causal"},
                  models=("nano-instruct",)),
     ],
     "controls": [
-        Contrast("trained in pre-training against random weights", {}, {"model": "random"},
-                 budgets=(1000,), models=("nano",)),
-        # where random weights are not frozen either
-        Contrast("trained in pre-training against random weights, both in full", FULL,
+        Contrast("pre-trained against random weights, DoRA above frozen layers", {},
+                 {"model": "random"}, budgets=(1000,), models=("nano",)),
+        Contrast("pre-trained against random weights, in full and nothing frozen", FULL,
                  {"model": "random", **FULL}, budgets=(1000,), models=("nano",)),
-        Contrast("trained in pre-training against random weights", {}, {"model": "random-large"},
-                 budgets=(1000,), models=("large",)),
-        Contrast("instructions against as much ordinary text", {}, {"model": "nano-text"},
+        Contrast("pre-trained against random weights, DoRA above frozen layers", {},
+                 {"model": "random-large"}, budgets=(1000,), models=("large",)),
+        Contrast("instructions against as many tokens of text", {}, {"model": "nano-text"},
                  budgets=FEW_AND_MANY, models=("nano-instruct",)),
         Contrast("cloze against [CLS] that was instructed too", {},
                  {"model": "nano-cls", "head": "cls"}, budgets=FEW_AND_MANY,
@@ -163,11 +188,12 @@ def comparisons(group: str, models: Iterable[str], domains: list[str],
         for contrast in GROUPS[group]:
             if contrast.models and model not in contrast.models:
                 continue
+            own = [domain for domain in domains if domain in (contrast.domains or domains)]
             for pairs in contrast.budgets:
-                if pairs not in budgets:
+                if pairs not in budgets or not own:
                     continue
-                a = side(model, pairs, domains, contrast.a)
-                b = side(model, pairs, domains, contrast.b)
+                a = side(model, pairs, own, contrast.a)
+                b = side(model, pairs, own, contrast.b)
                 found.append(Comparison(contrast.name, model, pairs, contrast.seeds, a, b))
     if not found:
         wanted = sorted({name for contrast in GROUPS[group] for name in contrast.models})
@@ -245,7 +271,10 @@ def key_of(record: dict) -> str:
         if name in record or name not in LATER_FIELDS:
             values[name] = record[name]
     cell = Cell(**values)
-    return Job(cell, record["seed"], record["rate"], record["part"]).key
+    rate = record["rate"]
+    if cell.adapter == fit.RECIPE:
+        rate = 0.0  # it was not chosen: a job does not know it before its run
+    return Job(cell, record["seed"], rate, record["part"]).key
 
 
 def rate_jobs(models: Iterable[str], domains: Iterable[str], methods: set[str]) -> list[Job]:
@@ -471,6 +500,15 @@ class Line(NamedTuple):
     effect: stats.Effect
 
 
+def whole_family(group: str, compared: list[Comparison], domains: list[str]) -> list[Comparison]:
+    """All comparisons of a group, whatever budgets were asked for: on both encoders of nano's if
+    these are on them, else on the models of these."""
+    models = list(dict.fromkeys(comparison.model for comparison in compared))
+    if set(models) <= set(ON_NANO):
+        models = ON_NANO
+    return comparisons(group, models, domains)
+
+
 def decide(compared: list[Comparison], records: dict[str, dict],
            rates: dict[str, float]) -> list[Line]:
     """The verdicts of a family of comparisons. ValueError where two sides differ in pairs or
@@ -494,12 +532,13 @@ def mean_of(values: Iterable[float]) -> str:
     return f"{found.mean:.3f}" if found.n else "-"
 
 
-def show(lines: list[Line], title: str) -> None:
-    """The table of verdicts; lines without a run of both sides are counted, not shown."""
+def show(lines: list[Line], title: str, family: int) -> None:
+    """The table of verdicts of some lines of a family of so many contrasts; those without a run of
+    both sides are counted, not shown."""
     there = [line for line in lines if line.effect.n]
     print(f"\n**{title}**: {len(there)} of {len(lines)} contrasts have runs. A - B is the mean "
-          "over domains and seeds, with its 95 % interval; p is Student's; the verdict is "
-          f"corrected for all {len(lines)} (Holm)\n")
+          "over domains and seeds, with its 95 % interval (which stands alone); p is Student's; "
+          f"the verdict is corrected for all {family} contrasts of the group (Holm)\n")
     if not there:
         return
     print("| A against B | model | pairs | A | B | A - B | n | p | verdict | by domain "
@@ -543,14 +582,14 @@ def show_elsewhere(models: list[str], domains: list[str], records: dict[str, dic
     """What specialists of the usual cell are worth on the other domains."""
     pairs = max(BUDGETS)
     print(f"\n**specialists elsewhere**: trained on {pairs:,} pairs of the domain on the left, "
-          "mean ± half a 95 % interval over seeds\n")
+          "whose question they ask everywhere; mean ± half a 95 % interval over seeds\n")
     print("| model | trained on | seeds | " + " | ".join(data.DOMAINS) + " |")
     print("|---" * (3 + len(data.DOMAINS)) + "|")
     for model in models:
         for domain in domains:
             cell = Cell(model, domain, pairs)
             rate = rates.get(method_of(cell), 0.0)
-            keys = [Job(cell, seed, rate, "test").key for seed in range(1, 13)]
+            keys = [Job(cell, seed, rate, "test").key for seed in range(1, MAIN_SEEDS + 1)]
             there = [records[key]["accuracy"] for key in keys if key in records]
             if not there:
                 continue
@@ -587,10 +626,19 @@ def show_merges(jobs: list[MergeJob], records: dict[str, dict]) -> None:
     print(f"\nparameters {merges[0]['parameters']}, FLOPs a pair {merges[0]['FLOPs a pair']}")
 
 
-def show_rates(rates: dict[str, float]) -> None:
+def show_rates(rates: dict[str, float], trials: list[Job]) -> None:
+    """The rates that were chosen, and which of them are at an end of what was tried."""
+    tried = {}  # method -> its rates
+    for job in trials:
+        tried.setdefault(method_of(job.cell), set()).add(job.rate)
     print(f"\n**rates**, chosen with {RATE_PAIRS} pairs on the choosing words\n")
     for method, rate in sorted(rates.items()):
-        print(f"- {method}: {rate:g}")
+        note = ""
+        if rate == max(tried[method]):
+            note = " (the highest that was tried)"
+        elif rate == min(tried[method]):
+            note = " (the lowest that was tried)"
+        print(f"- {method}: {rate:g}{note}")
 
 
 ROW_TOKENS = 900  # assumed of the paper's pairs, both responses and the prompt
@@ -737,13 +785,15 @@ def main(argv: list[str] | None = None) -> None:
             show_plan(group, jobs, records)
             continue
         left -= make_missing(jobs, records, files, flags.jobs, left, tuple(flags.benchmarks))
-        show(decide(compared, records, rates), group)
+        family = whole_family(group, compared, flags.domain)
+        lines = [line for line in decide(family, records, rates) if line.comparison in compared]
+        show(lines, group, len(family))
         if group == "claims":
             show_elsewhere(flags.model, flags.domain, records, rates)
     if flags.dry_run:
         return
 
-    show_rates(rates)
+    show_rates(rates, trials)
     for model in merged:
         rate = rates.get(method_of(Cell(model, "", 0, **FULL)), 0.0)
         jobs = [MergeJob(model, seed, rate) for seed in range(1, MERGE_SEEDS + 1)]

@@ -8,8 +8,12 @@ The encoder, its weights and its rows stay the same; what is forbidden is attent
               prompt and A, B the prompt and B; the tokens after B (the question and [MASK]) see all
     causal    a token sees itself and what stands before it
 
-Training and judging may forbid different things: `fit.Cell` has a field for each. This is the slow
-form: the hot path of tinyrm.py is as it was.
+Training and judging may forbid different things: `fit.Cell` has the fields `sight` and `judged`.
+`apart` is stricter than one response a context: there the response and the question see each other,
+here neither the prompt nor a response sees the question, which would carry the other response to
+them. And the encoder was pre-trained with full sight, so what forbidding costs is the change of
+what it knows as well as what it no longer sees. These are slow forms, apart from tinyrm.py's hot
+path.
 
 Shapes: T tokens of all rows, B rows, D hidden, H heads, K head size.
 """
@@ -30,7 +34,7 @@ SIGHTS = ("all", "apart", "causal")
 # Parts of a row, in their order. A batch knows no parts, so each token carries the number of its
 # own: token = id + PART * part.
 BEFORE, IN_A, IN_B, AFTER = range(4)
-PART = 2**20  # more than there are ids
+PART = 2**20  # the stride: more than there are ids
 
 
 class SightFormat(PromptFormat):

@@ -93,7 +93,7 @@ def effect(a: dict[int, float], b: dict[int, float]) -> Effect:
     if found.n < 2:
         return Effect(*found, p=math.nan)
     spread = float(np.std(differences, ddof=1)) / found.n**0.5
-    if spread == 0:  # all seeds agree to the last pair
+    if spread == 0:  # all seeds have exactly this difference
         return Effect(*found, p=1.0 if found.mean == 0 else 0.0)
     return Effect(*found, p=student_two_sided(found.mean / spread, found.n - 1))
 
@@ -114,11 +114,11 @@ def verdicts(effects: dict[str, Effect], seeds: dict[str, int]) -> dict[str, Eff
     """The effects of one family with their verdicts: "A", "B" (which is ahead), "no difference
     found", or how many of the promised seeds are missing. Those with missing seeds are not judged,
     but they count: the correction is for all."""
-    level_of = {name: found.p for name, found in effects.items()}
+    p_of = {name: found.p for name, found in effects.items()}
     for name, found in effects.items():
         if found.n < seeds[name]:
-            level_of[name] = 1.0  # whatever it is now, it is no finding
-    is_finding = dict(zip(level_of, holm(list(level_of.values())), strict=True))
+            p_of[name] = 1.0  # whatever it is now, it is no finding
+    is_finding = dict(zip(p_of, holm(list(p_of.values())), strict=True))
 
     judged = {}
     for name, found in effects.items():

@@ -294,6 +294,44 @@ def test_a_cells_question_is_asked(small):
     assert form.question_for(data.Pair("", "", "")) == "Which is six?"
 
 
+@pytest.mark.parametrize("sight, judged, seen", [
+    ("all", "", "all"), ("apart", "", "apart"), ("apart", "all", "all"),
+    ("all", "causal", "causal")])
+def test_a_cell_says_what_is_seen_in_training_and_in_judging(small, sight, judged, seen,
+                                                             monkeypatch):
+    in_training = []
+    step = fit.train.train_step
+
+    def watched(model, *args):
+        in_training.append(getattr(model, "sight", "all"))
+        return step(model, *args)
+
+    monkeypatch.setattr(fit.train, "train_step", watched)
+    cell = Cell("nano", "chat", 4, sight=sight, judged=judged)
+    settings = fit.settings_of(cell, 1, 5e-3)
+    model = fit.fit(cell, settings, fit.training_pairs(cell, 1, settings.data)).model
+    assert set(in_training) == {sight}
+    assert getattr(model, "sight", "all") == seen
+
+
+@pytest.mark.parametrize("changes", [{"context": "single"}, {"template": "choice"},
+                                     {"model": "nano-causal"}])
+def test_what_cannot_be_forbidden_is_refused(changes):
+    cell = Cell("nano", "chat", 4, sight="apart")._replace(**changes)
+    with pytest.raises(ValueError, match="forbidden"):
+        fit.architecture_of(fit.folder_of(cell.model), cell)
+
+
+def test_a_run_without_numbers_is_a_record_and_no_end(small, monkeypatch):
+    def fail(*args):
+        raise fit.train.NotFinite("loss nan")
+
+    monkeypatch.setattr(fit.train, "train_step", fail)
+    record = fit.run(Cell("nano", "chat", 4), 1, 1e9)
+    assert record["accuracy"] == {"chat": 0.0} and record["diverged"] == "loss nan"
+    assert run.key_of(record) == run.Job(Cell("nano", "chat", 4), 1, 1e9, "test").key
+
+
 def test_an_encoder_that_was_not_made_says_how_to_make_it():
     with pytest.raises(ValueError, match=r"nano-97 is not there.*make\.py --width 97 --out .*-97"):
         fit.folder_of("nano-97")
@@ -393,7 +431,9 @@ def test_all_contrasts_grow_alike():
 
 def test_the_seeds_that_were_promised():
     promised = {group: {contrast.seeds for contrast in run.GROUPS[group]} for group in run.GROUPS}
-    assert promised == {"claims": {12}, "freeze": {8}, "causal": {8}, "controls": {8}}
+    assert promised.pop("claims") == {12}
+    assert promised.keys() == {"freeze", "sight", "question", "causal", "controls"}
+    assert all(seeds == {8} for seeds in promised.values())
 
 
 def test_the_main_contrasts_have_all_budgets():
@@ -416,6 +456,32 @@ def test_rates_are_tried_on_the_choosing_words_and_on_seeds_of_their_own():
     assert not {job.seed for job in jobs} & set(range(1, 13))
 
 
+@pytest.mark.parametrize("models", [["nano-instruct"], ["nano"], ["nano", "nano-instruct"]])
+@pytest.mark.parametrize("budgets", [[100], list(run.BUDGETS)])
+def test_a_verdict_is_corrected_for_the_whole_group(models, budgets):
+    compared = run.comparisons("claims", models, list(DOMAINS), budgets)
+    family = run.whole_family("claims", compared, list(DOMAINS))
+    assert family == run.comparisons("claims", run.ON_NANO, list(DOMAINS))
+    assert all(comparison in family for comparison in compared)
+
+
+def test_a_contrast_may_be_for_some_domains(monkeypatch):
+    contrast = run.Contrast("one", {}, run.FULL, domains=("chat",))
+    monkeypatch.setitem(run.GROUPS, "one", [contrast])
+    (found,) = run.comparisons("one", ["nano"], list(DOMAINS), [100])
+    assert list(found.a.cells) == list(found.b.cells) == ["chat"]
+    with pytest.raises(ValueError, match="nothing to run"):
+        run.comparisons("one", ["nano"], ["safety"], [100])
+
+
+def test_a_rate_at_an_end_of_what_was_tried_is_marked(capsys):
+    jobs = run.rate_jobs(["nano"], DOMAINS, {"nano cls pair dora"})
+    for rate, note in ((2.5e-3, " (the lowest that was tried)"), (5e-3, ""),
+                       (1e-2, " (the highest that was tried)")):
+        run.show_rates({"nano cls pair dora": rate}, jobs)
+        assert f"- nano cls pair dora: {rate:g}{note}\n" in capsys.readouterr().out
+
+
 # --- names of records ------------------------------------------------------------------------
 
 
@@ -423,7 +489,8 @@ def test_a_record_of_before_there_were_questions_keeps_its_name():
     job = run.Job(Cell("nano", "chat", 30), 1, 5e-3, "test")
     assert job.key == "nano chat 30 cloze pair option dora recipe seed 1 test rate 0.005"
     record = record_without_training(run.Task(job, ()))
-    assert record.pop("question") == ""
+    for name in fit.LATER_FIELDS:
+        assert record.pop(name) == Cell._field_defaults[name]
     assert run.key_of(record) == job.key
 
 
@@ -431,6 +498,13 @@ def test_a_question_is_in_the_name_of_its_record():
     job = run.Job(Cell("nano", "chat", 30, question="Which?"), 1, 5e-3, "test")
     assert run.key_of(record_without_training(run.Task(job, ()))) == job.key
     assert "question Which? seed 1" in job.key
+
+
+def test_a_run_by_the_recipe_is_known_by_its_record():
+    """Its rate is the recipe's, which nobody has chosen."""
+    job = run.Job(Cell("nano", "chat", 30, adapter=fit.RECIPE), 1, 0.0, "test")
+    record = record_without_training(run.Task(job, ()))
+    assert run.key_of({**record, "rate": 5e-3}) == job.key
 
 
 def test_a_record_without_a_field_that_all_have_is_none():
@@ -769,7 +843,8 @@ def test_specialists_are_shown_on_the_other_domains(capsys):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["wishes"], "no group wishes: give rates, claims, freeze, causal, controls, merge"),
+    (["wishes"], "no group wishes: give rates, claims, freeze, sight, "
+                 "question, causal, controls, merge"),
     (["--jobs", "0"], "--jobs 0: give 1 or more"),
     (["--seeds", "0"], "--seeds 0: give 1 or more"),
     (["--most", "-1"], "--most -1: give 0 or more"),

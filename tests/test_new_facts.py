@@ -1,57 +1,87 @@
-"""New facts: the words are new, the test asks of other twos of them, the probe leaves a word out.
+"""New facts: the words are new, no two words are compared in training and test, the probe
+leaves a word out.
 
     python -m pytest tests/test_new_facts.py
 """
 
+import random
+import re
 import sys
 
 import pytest
 import torch
 
+import data
 from experiments import new_facts
 from experiments.new_facts import Job, known_words, new_words, pairs_of
-from infra.hub import ROOT
+from infra.hub import ROOT, version_of
 
 sys.path.insert(0, str(ROOT / "nano"))
 import microworld  # noqa: E402
 
 
-def words_in(text, words):
-    return {word for word in words if word in text.lower()}
-
-
-def test_no_text_has_a_new_word():
+def test_new_words_are_one_token_and_no_thing_of_the_world():
     world, new = microworld.make_world(), new_words()
     assert len(new) == 40 and not set(new) & set(world)
-    assert sorted(thing.weight for thing in new.values()) == sorted(4 * list(range(1, 11)))
-    for file in (ROOT / "nano/pairs").glob("*.jsonl"):
-        assert not words_in(file.read_text(encoding="utf-8"), new)
+    library = data.load_tokenizer(ROOT / "nano").library
+    for word in (*new, *known_words()):
+        assert len(library.encode(f" {word}", add_special_tokens=False).ids) == 1, word
+
+
+@pytest.mark.parametrize("world", [new_words(), known_words()], ids=["new", "known"])
+def test_there_are_four_words_of_each_weight(world):
+    assert sorted(thing.weight for thing in world.values()) == sorted(4 * list(range(1, 11)))
+
+
+def test_no_fact_gives_a_new_word_a_weight():
+    rng = random.Random(0)
+    world, new = microworld.make_world(), new_words()
+    for _ in range(3000):
+        text = " ".join(microworld.document(rng, world)).lower()
+        for sentence in re.split(r"[.?!]", text):
+            if "stone" in sentence or "weigh" in sentence:
+                assert not set(sentence.split()) & set(new), sentence
 
 
 def test_known_words_are_those_of_the_test():
     assert {thing.part for thing in known_words().values()} == {"test"}
-    assert len(known_words()) == 40
+
+
+def named_in(answer, world) -> set:
+    """The words of the world in an answer, without those of an idle sentence."""
+    for sentence in microworld.IDLE["train"]:
+        answer = answer.replace(sentence, "")
+    return set(re.findall(r"[a-z]+", answer.lower())) & set(world)
+
+
+def compared_in(pair, world) -> frozenset:
+    return frozenset(named_in(pair.chosen, world) | named_in(pair.rejected, world))
 
 
 @pytest.mark.parametrize("world", [new_words(), known_words()], ids=["new", "known"])
-def test_the_test_asks_of_other_twos_of_the_same_words(world):
-    twos = pairs_of(world)
-    assert (len(twos.train), len(twos.test)) == (1000, 500)
-    asked = {}
-    for name, pairs in (("train", twos.train), ("test", twos.test)):
-        asked[name] = [frozenset(words_in(f"{p.chosen} {p.rejected}", world)) for p in pairs]
-        assert all(len(two) == 2 for two in asked[name])
-    assert not set(asked["train"]) & set(asked["test"])
-    # each word of the test has been asked about in training
-    assert set.union(*map(set, asked["test"])) <= set.union(*map(set, asked["train"]))
+def test_no_two_words_are_compared_in_training_and_in_the_test(world):
+    pairs = pairs_of(world)
+    assert (len(pairs.train), len(pairs.test)) == (1000, 500)
+    train = {compared_in(pair, world) for pair in pairs.train}
+    test = {compared_in(pair, world) for pair in pairs.test}
+    assert {len(two) for two in train | test} == {2}
+    assert not train & test
+    assert frozenset().union(*test) <= frozenset().union(*train)
 
 
 def test_the_better_answer_is_the_heavier_or_lighter_one():
     world = new_words()
     for pair in pairs_of(world).test:
-        (right,), (wrong,) = words_in(pair.chosen, world), words_in(pair.rejected, world)
+        (right,), (wrong,) = named_in(pair.chosen, world), named_in(pair.rejected, world)
         heavier = world[right].weight > world[wrong].weight
         assert heavier == ("heavier" in pair.prompt)
+
+
+def test_pairs_of_other_words_name_no_known_word():
+    others = new_facts.pairs_of_other_words()
+    assert len(others) > 100
+    text = " ".join(f"{pair.prompt} {pair.chosen}" for pair in others).lower()
+    assert not set(re.findall(r"[a-z]+", text)) & set(known_words())
 
 
 def test_a_guess_leaves_its_own_row_out():
@@ -64,7 +94,7 @@ def test_a_guess_leaves_its_own_row_out():
     for i in range(12):
         others = [j for j in range(12) if j != i]
         a, b = scaled[others], y[others]
-        w = torch.linalg.solve(a.T @ a + torch.eye(4, dtype=a.dtype), a.T @ b)
+        w = torch.linalg.solve(a.T @ a + torch.diag(torch.tensor([1.0, 1, 1, 0]).double()), a.T @ b)
         torch.testing.assert_close(guesses[i], scaled[i] @ w)
 
 
@@ -72,25 +102,35 @@ def test_a_probe_of_noise_reads_nothing_and_of_the_weight_all():
     generator = torch.Generator().manual_seed(1)
     y = torch.arange(40, dtype=torch.float64) % 10
     noise = torch.randn(40, 8, generator=generator, dtype=torch.float64)
-    told = torch.cat([noise, y[:, None]], 1)
+    assert new_facts.guessed(torch.cat([noise, y[:, None]], 1), y) > 0.95
+    assert new_facts.guessed(noise, y) < 0.4
 
-    def correlation(x):
-        guesses = new_facts.left_out_guesses(x, y)
-        return torch.corrcoef(torch.stack([guesses, y]))[0, 1].item()
 
-    assert correlation(told) > 0.95
-    assert correlation(noise) < 0.4
+def a_record(job, **after):
+    side = {"same words": 0.5, "other words": 0.8, "recall": {"weight": 1.0}, "text loss": 0.3,
+            "probe": [0.1, 0.2, 0.4, 0.3], "shuffled": [0.0, 0.0, -0.1, 0.0]}
+    return {**job._asdict(), "before": side, "after": {**side, **after}, "rate": 5e-3,
+            "passes": new_facts.PASSES, "base": version_of(ROOT / "nano/instruct")}
 
 
 def test_the_table_has_a_line_a_method(capsys):
-    side = {"pairs of the same words": 0.5, "nano's test": 0.8, "recall": {"weight": 1.0},
-            "text loss": 0.3, "probe": [0.1, 0.4]}
     records = {}
     for seed in (1, 2):
         job = Job("new", "DoRA", seed)
-        after = {**side, "nano's test": 0.6 + 0.1 * seed}
-        records[job] = {**job._asdict(), "before": side, "after": after}
+        records[job] = a_record(job, **{"other words": 0.6 + 0.1 * seed})
     new_facts.show(records, 8)
     printed = capsys.readouterr().out
-    assert "| new | before | | 0.500 | 0.800 | 1.000 | 0.300 | 0.400 |" in printed
+    assert "| new | before | | 0.500 | 0.800 | 1.000 | 0.300 | 0.400 | -0.100 |" in printed
     assert "| new | DoRA | 2 | 0.500 ± 0.000 | 0.750 ± 0.635 |" in printed
+
+
+def test_records_survive_a_kill_and_know_their_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(new_facts, "RECORDS", tmp_path / "records/new-facts.jsonl")
+    jobs = [Job("new", "DoRA", seed) for seed in (1, 2, 3)]
+    new_facts.keep(a_record(jobs[0]))
+    with open(new_facts.RECORDS, "a") as file:
+        file.write('{"words": "ne')
+    assert list(new_facts.read_records({"DoRA": 5e-3})) == jobs[:1]
+    new_facts.keep(a_record(jobs[1]))
+    assert list(new_facts.read_records({"DoRA": 5e-3})) == jobs[:2]
+    assert not new_facts.read_records({"DoRA": 1e-2})  # another rate was chosen since
