@@ -305,7 +305,7 @@ def word_answer(rng: random.Random, wordings: list[str], idle: list[str], **slot
 
 
 def story(rng: random.Random, sentence: str, idle: list[str], aside: str = "") -> str:
-    """`sentence`, in three of ten prompts with an idle one, and in one of twenty among six to ten:
+    """`sentence`; in a quarter of the prompts with an idle one, in one of twenty among six to ten:
     that puts the question out of reach of local attention (64 tokens to each side). Without idle
     sentences to draw from, `sentence` alone."""
     if not idle:
@@ -367,16 +367,16 @@ def converse(rng: random.Random, x: str, y: str, turns: int, idle: list[str],
         kind = rng.choice(["earlier", "refer", "persona"])
     subset = f"{kind}, {turns} turns" if turns > 1 else f"{kind}, 1 turn"
     owner, other = rng.sample(OWNERS, 2)
-    earlier = max(1, turns - 1)  # the turns before the question's own, where there are any
+    turns_before = max(1, turns - 1)  # the turns before the question's own, where there are any
 
     if kind in ("plain", "earlier"):
         sentence = rng.choice(MINE + having).format(w=x, o=owner)
-        placed = [(rng.randrange(earlier), sentence)]
+        placed = [(rng.randrange(turns_before), sentence)]
         if kind == "plain" and rng.random() < 0.3:
             placed.insert(rng.randrange(2), (0, rng.choice(ASIDES).format(v=y)))
         return arrange(rng, turns, placed, rng.choice(ASKING), idle), subset
 
-    places = earlier if kind == "refer" else turns
+    places = turns_before if kind == "refer" else turns
     placed = [
         (rng.randrange(places), rng.choice(having).format(w=x, o=owner)),
         (rng.randrange(places), rng.choice(having).format(w=y, o=other)),
@@ -606,8 +606,8 @@ def option_row(prompt: str, a: str, b: str, question: str) -> list[str]:
 
 
 def in_template(rng: random.Random, domain: str, prompt: str, a: str, b: str) -> list[str]:
-    """A row in one of the templates of data.py without its verdict: the form is known before
-    fine-tuning; which option is better is not."""
+    """A row in the form of the templates of data.py (of `choice` without the question in front),
+    without its verdict: the form is known before fine-tuning; which option is better is not."""
     chance = rng.random()
     if chance < 0.8:
         return option_row(prompt, a, b, f"Which option is {PAIR_QUESTION[domain]}?")
@@ -622,8 +622,10 @@ SINGLE_QUESTION = {"reasoning": "correct", "safety": "safe", "chat": "good"}
 
 
 def plain_row(rng: random.Random) -> list[str]:
-    """A prompt as in the pairs but about plain things (a bird, a load of two stone, a deadly
-    thing), and two answers that do not differ in what matters. There is no verdict."""
+    """A prompt as in the pairs but about plain things (a bird, a load of two stone, a deadly thing),
+    and two answers: of reasoning one for each load, else two of the right sort (two refusals for a
+    deadly thing, two that speak of the right kind). So text says what is answered to what, and
+    there is no verdict."""
     domain = rng.choice(DOMAINS)
     if domain == "reasoning":
         x, y = [f"load of {n} stone" for n in rng.sample(NUMBERS, 2)]
@@ -893,7 +895,7 @@ def converse_task(rng: random.Random, world: dict, idle: list[str]) -> Task:
 WORD_TASKS = [find_task, load_task, mixed_task, owner_task, *2 * [converse_task]]
 # what is seen at once: with owners among them, labels were at a coin's toss after 800 steps
 PLAIN_TASKS = [name_task, say_task, speak_task, find_task]
-# what is learnt last is drawn most
+# the hardest are drawn most
 TASKS = [
     *[name_task, say_task, speak_task, load_task],
     *2 * [find_task],
