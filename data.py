@@ -4,9 +4,9 @@
       -> two rows of token ids, one for each order, with exactly one [MASK]     PromptFormat.rows
       -> one packed batch: all rows end to end, never padded                    pack
 
-The file goes in this order: what a pair is; the domains and their questions; the templates; how a
-template is filled, tokenised and truncated; rows into batches. Files of pairs and the paper's data
-sets are read in infra/pairs.py and infra/sources.py.
+The file goes in this order: what a pair is; the domains and their questions; the templates; the
+tokenizer; how a template is filled, tokenised and truncated; rows into batches. Files of pairs and
+the paper's data sets are read in infra/pairs.py and infra/sources.py.
 
 Shapes: B rows, T tokens of all rows. `python data.py [DOMAIN]` shows one pair on its way.
 """
@@ -161,9 +161,10 @@ class Template(NamedTuple):
 
 
 TEMPLATES = {
-    # The paper's text. Tokens never reach over the edge of a piece, and a piece has at most one
-    # text of the user, so the two orders of a pair have the same tokens. The label words bring
-    # their own space, hence none stands before the mask.
+    # After the paper's text (a summary of it has "Option A ... Option B ... The better option is",
+    # which the author's code has not: see `choice`). Tokens never reach over the edge of a piece,
+    # and a piece has at most one text of the user, so the two orders of a pair have the same
+    # tokens. The label words bring their own space, hence none stands before the mask.
     ("option", "pair"): Template(
         labels=(" A", " B"),
         pieces=(

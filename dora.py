@@ -53,7 +53,7 @@ def plain_dora(x: torch.Tensor, W: torch.Tensor, A: torch.Tensor, B: torch.Tenso
 #
 # How it is computed. W' changes only when the optimizer steps, so it is formed once a step, in the
 # precision of the weights, and kept in the compute precision. Every micro-batch is then a single
-# product, as cheap as without an adapter, and exactly what the merged model computes later. The
+# product, as cheap as without an adapter, and to rounding what the merged model computes later. The
 # backward pass uses products of rank R, since these are cheaper than a gradient for all of W.
 
 
@@ -172,9 +172,10 @@ def adapt(model: ModernBERT, adapter: str = "dora", rank: int = 8, alpha: float 
     on head.dense, and never on the tied decoder, where merging would change the embeddings (peft
     #2018). The fresh classifier of head "cls" always trains.
 
-    freeze=N with N >= 1 freezes the embeddings, hence the decoder matrix that is tied to them, and
-    the N bottom layers; what stands above them (final_norm, head, the decoder's bias) trains in
-    full fine-tuning. 0 freezes no layer (under an adapter each gets one). Raises ValueError for
+    Under an adapter nothing else trains: not W, not the norms, not the embeddings. In full
+    fine-tuning all trains but what is frozen. freeze=N with N >= 1 freezes the embeddings, hence
+    the decoder matrix that is tied to them, and the N bottom layers; 0 freezes no layer (under an
+    adapter each gets one). Raises ValueError for
     settings that this model cannot have."""
     layers = model.model.layers
     if adapter not in ADAPTERS:

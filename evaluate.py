@@ -22,7 +22,8 @@ P > 1/2 exactly where x_ij > x_ji: the sign of x - x.T is the verdict of both or
 responses tie exactly.
 
 The file goes in this order: a judged item; the judge; how items become batches of rows, and rows
-judged items; stored models; the command line. Benchmarks and their reports are in infra/.
+judged items; tournaments; stored models; the command line. Benchmarks and their reports are in
+infra/.
 """
 
 import argparse
@@ -632,9 +633,12 @@ def stored_settings(name: str, folder: Path, base: Path) -> dict:
     """What is known about the format a model was trained with: tinyrm.json next to its weights, or
     next to its base's."""
     settings = {}
-    # The paper's author published checkpoints without such a file. They know one layout only, and
-    # their names say their domain.
+    # The paper's author published checkpoints without such a file. Their names say their domain.
+    # Their layout is not known for sure: the code of June 2025 (dd45e5e) has that of `choice`; that
+    # of March had no "Question:", and the prompt in front of each of the two responses.
     if name.startswith("sarahpann/"):
+        print(f"{name}: asked in the layout of the author's code of June 2025; a checkpoint of "
+              "March 2025 was trained with another, which is not built here", file=sys.stderr)
         settings["template"] = "choice"
         settings["domain"] = "all"
         for domain in data.DOMAINS:
@@ -800,7 +804,7 @@ def print_ranking(reward_model: RewardModel, prompt: str, responses: list[str]):
     else:
         print(f"{plural(asked, 'comparison')}, in both orders")
     for one in ranked:
-        print(f"{one.rank:3}.  wins {one.win:.3f}  log-odds {one.score:+.3f}  {one.response}")
+        print(f"{one.rank:3}.  wins {one.win:.3f}  score {one.score:+.3f}  {one.response}")
 
 
 def print_ranking_as_json(reward_model: RewardModel, prompt: str, responses: list[str]):

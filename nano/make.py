@@ -7,7 +7,8 @@
 nano reads text about the micro-world (microworld.py) as a plain masked language model. The
 instructed encoder is nano after some more text of that sort, mixed with tasks in cloze form whose
 answer word alone is masked (32 documents and 64 tasks a step). nano has a causal twin (--causal), a
-decoder of the same size. Killed at any moment, the same command goes on where it stopped and ends in the same weights.
+decoder of the same size. Killed at any moment, the same command goes on where it stopped and ends
+in the same weights.
 """
 
 import argparse

@@ -622,10 +622,10 @@ SINGLE_QUESTION = {"reasoning": "correct", "safety": "safe", "chat": "good"}
 
 
 def plain_row(rng: random.Random) -> list[str]:
-    """A prompt as in the pairs but about plain things (a bird, a load of two stone, a deadly thing),
-    and two answers: of reasoning one for each load, else two of the right sort (two refusals for a
-    deadly thing, two that speak of the right kind). So text says what is answered to what, and
-    there is no verdict."""
+    """A prompt as in the pairs but about plain things (a bird, a load of two stone, a deadly
+    thing), and two answers: of reasoning one for each load, else two of the right sort (refusals
+    for a deadly thing, answers that speak of the right kind). So text says what is answered to
+    what, and there is no verdict."""
     domain = rng.choice(DOMAINS)
     if domain == "reasoning":
         x, y = [f"load of {n} stone" for n in rng.sample(NUMBERS, 2)]
