@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from data import DOMAINS, Batch, Pair, PromptFormat, load_tokenizer, make_micro_
 from infra import distributed, flags, hub, machine, plan, run_folder, sources
 from infra.flags import OURS, Programs, flag
 from infra.prefetch import one_ahead
-from infra.progress import show_progress
+from infra.progress import show_progress, timed
 from infra.run_folder import RunFolder
 from infra.sources import PairSets
 from infra.stopping import exit_code_of, stop_on_signal
@@ -264,7 +264,7 @@ class StepResult(NamedTuple):
 
 
 def train_step(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: PromptFormat,
-               batches: list[Batch], rate: float) -> StepResult:
+               batches: Iterable[Batch], rate: float) -> StepResult:
     """One optimizer step over micro-batches. Raises NotFinite if the loss or the gradient is not
     finite; the weights are then as before."""
     for group in optimizer.param_groups:
@@ -376,15 +376,15 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
     checks = {round(steps / 4), round(steps / 2), round(3 * steps / 4)} - {steps}  # steps before
     pairs_of_steps = step_pairs(pairs.train, settings.batch_size // 2, range(done, steps),
                                 settings.seed)
-
-    rows_seen = 0
+    rows_seen, timings = 0, []
     with stop_on_signal() as stop, show_progress(steps, done) as show:
         began = time.time()
         # the next step's rows are tokenised while the device works
         for batches, dropped, where in one_ahead(make, pairs_of_steps):
             rate = settings.lr * schedule(done, steps)
             try:
-                result = train_step(model, optimizer, prompt_format, batches, rate)
+                result = train_step(model, optimizer, prompt_format,
+                                    timed(batches, timings, steps - done), rate)
             except NotFinite as error:
                 lines = "; ".join(where)
                 raise ValueError(f"step {done + 1}: {error}; the rows were {lines}") from None
@@ -444,10 +444,11 @@ def choose_settings(given: dict, on_gpu: bool, config_class: type[Config]) -> Se
     if data_names == ["auto"]:
         data_names = ["nano"] if model in hub.NANOS else ["hub"]
 
-    folder = hub.fetch_pinned(model, flags_or_defaults.revision)
+    distributed.log(f"model {model}, data {' '.join(data_names)}{reason}")
+    folder = plan.fetch(model, data_names, flags_or_defaults.domain, flags_or_defaults.revision)
     config = tinyrm.read_config(folder, config_class)
     recipe = recipe_for(config, flags_or_defaults.domain)
-    distributed.log(f"model {model}, data {' '.join(data_names)}, recipe {recipe.name}{reason}")
+    distributed.log(f"recipe {recipe.name}")
 
     settings = Settings(**{**recipe.settings, **given, "model": model, "data": data_names})
     positions = config.max_position_embeddings

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import snapshot_download
+from tqdm import tqdm
 
 from infra.checks import check_model
 from infra.files import sha256_of
@@ -55,26 +56,45 @@ MODEL_FILES = [
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
 ]
 
+# The Hub's * also stands for "/": of a model, folders such as checkpoint-9/ stay there.
+IGNORED = {"model": ["*/*"], "dataset": None}
+
 
 def fetch_model(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a model: `name` is one of MODEL_NAMES, a folder, or a repository on the Hub.
 
     Of a repository the MODEL_FILES are fetched, at the commit or branch `revision`.
     """
+    wanted = wanted_model(name, revision)
+    if wanted is None:
+        return Path(MODEL_NAMES.get(str(name), str(name)))
+    try:
+        return download(wanted)
+    except ValueError as error:  # a model has one more way
+        raise ValueError(f"{error}, or give a folder") from None
+
+
+class Wanted(NamedTuple):
+    """Files of a repository on the Hub."""
+
+    repository: str  # OWNER/NAME
+    kind: str  # "model" or "dataset"
+    patterns: list[str]  # globs of their paths
+    revision: str | None  # a commit or a branch; None: main
+
+
+def wanted_model(name: str | Path, revision: str | None = None) -> Wanted | None:
+    """What the Hub has to send of a model; None where the model is a folder."""
     name = MODEL_NAMES.get(str(name), str(name))
     if os.path.isdir(name):  # which also answers for a name that no folder can have
-        return Path(name)
+        return None
 
     # a folder that was mistyped must not be asked of the Hub
     looks_like_a_path = name.startswith((".", "/", "~"))
     if looks_like_a_path or name.count("/") != 1:
         shown = " ".join(name.split())[:200]
         raise ValueError(f"{shown}: no such folder (and no Hub name, which is OWNER/NAME)")
-
-    try:
-        return download(name, "model", MODEL_FILES, revision)
-    except ValueError as error:  # a model has one more way
-        raise ValueError(f"{error}, or give a folder") from None
+    return Wanted(name, "model", MODEL_FILES, revision)
 
 
 def license_of_model(name: str) -> str:
@@ -139,7 +159,7 @@ def fetch_dataset(
     repository: str, patterns: Sequence[str], revision: str | None = None
 ) -> Snapshot:
     """The files of a data set whose paths match one of the glob `patterns`, in this order."""
-    folder = download(repository, "dataset", list(patterns), revision)
+    folder = download(Wanted(repository, "dataset", list(patterns), revision))
     paths = []
     for pattern in patterns:
         matching = sorted(path for path in folder.glob(pattern) if path.is_file())
@@ -151,30 +171,55 @@ def fetch_dataset(
     return Snapshot(folder.name, paths)
 
 
-def download(repository: str, kind: str, patterns: list[str], revision: str | None) -> Path:
+def download(wanted: Wanted) -> Path:
     """The folder with the matching files in the Hub's cache; its name is the commit."""
+    repository = wanted.repository
     # its prompts are also RewardBench's; v0.2 is without them
     if "Reward-Preference-80K-v0.1" in repository:
         cleaned = repository.replace("v0.1", "v0.2")
         raise ValueError(
             f"{repository}: shares prompts with RewardBench (contaminated): use {cleaned}"
         )
-    # the Hub's * also stands for "/": of a model, folders such as checkpoint-9/ stay there
-    ignored = ["*/*"] if kind == "model" else None
     try:
         folder = snapshot_download(
-            repository, repo_type=kind, revision=revision, allow_patterns=patterns,
-            ignore_patterns=ignored,
+            repository, repo_type=wanted.kind, revision=wanted.revision,
+            allow_patterns=wanted.patterns, ignore_patterns=IGNORED[wanted.kind],
         )
     except Exception as error:  # the client raises its own, its HTTP library's, the system's errors
         # theirs are long and have many lines
         message = " ".join(f"{type(error).__name__}: {error}".split())
         one_line = re.sub("//[^/ ]*@", "//", message)[:300]  # HF_ENDPOINT may have a password
         raise ValueError(
-            f"{repository}, revision {revision or 'main'}, did not come from the Hub ({one_line}): "
-            "check the name, the network, the disk and HF_TOKEN"
+            f"{repository}, revision {wanted.revision or 'main'}, did not come from the Hub "
+            f"({one_line}): check the name, the network, the disk and HF_TOKEN"
         ) from None
     return Path(folder)
+
+
+class NoBar(tqdm):
+    """A bar of the client's that is not shown."""
+
+    def __init__(self, *arguments, **settings):
+        settings["disable"] = True
+        super().__init__(*arguments, **settings)
+
+
+def bytes_to_fetch(wanted: Wanted) -> int | None:
+    """How many bytes `download` would fetch, that is of files that are not in the Hub's cache. None
+    if the Hub does not say: without a network, or access to the repository."""
+    try:
+        files = snapshot_download(
+            wanted.repository, repo_type=wanted.kind, revision=wanted.revision,
+            allow_patterns=wanted.patterns, ignore_patterns=IGNORED[wanted.kind], dry_run=True,
+            tqdm_class=NoBar,
+        )
+    except Exception:  # as in `download`, which follows and says what was wrong
+        return None
+    total = 0
+    for file in files:
+        if file.will_download and file.file_size is not None:
+            total += file.file_size
+    return total
 
 
 def commit_of(folder: Path) -> str | None:

@@ -1,14 +1,54 @@
-"""--dry-run: what a run would do and need, before it does it."""
+"""What a run will do and need, before it does it: what the Hub has to send; and for --dry-run its
+pairs, tokens, parameters and memory."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from data import PromptFormat
-from infra import distributed
-from infra.hub import commit_of
+from infra import distributed, sources
+from infra.hub import (
+    Wanted,
+    bytes_to_fetch,
+    commit_of,
+    fetch_pinned,
+    parse_revisions,
+    wanted_model,
+)
 from infra.machine import Machine, count_parameters, memory_of
 from infra.sources import PairSets
 from tinyrm import ModernBERT
+
+
+def fetch(model: str, data_names: Sequence[str], domain: str, revision: Sequence[str]) -> Path:
+    """The folder of a model. Before anything is fetched, a line says what the Hub has to send: the
+    model, and the pairs that --data names."""
+    wanted = sources.to_fetch(data_names, domain, revision)
+    of_model = wanted_model(model, parse_revisions(revision).get(""))
+    if of_model is not None:
+        wanted.insert(0, of_model)
+    if wanted and distributed.rank() == 0:
+        distributed.log(announcement(wanted))
+    return fetch_pinned(model, revision)
+
+
+def announcement(wanted: list[Wanted]) -> str:
+    """What the Hub has to send, in words."""
+    parts, total = [], 0
+    for one in wanted:
+        size = bytes_to_fetch(one)
+        if size is None:
+            # the others are not asked: without a network each may take its time
+            return (f"the Hub does not say how large {one.repository} is (no network, or no "
+                    "access): what its cache has is taken")
+        if size > 0:
+            parts.append(f"{one.repository} {size / 1e9:.3g} GB")
+            total += size
+    if not parts:
+        names = ", ".join(one.repository for one in wanted)
+        return f"the Hub has nothing to send: {names} in its cache"
+    return f"the Hub will send {total / 1e9:.3g} GB, once: {', '.join(parts)}"
+
 
 SAMPLE = 500  # pairs that are tokenised to estimate the tokens of all
 

@@ -24,7 +24,7 @@ from huggingface_hub import constants
 import data
 from data import Pair
 from infra.benchmarks import BENCHMARKS
-from infra.hub import ROOT, Snapshot, download, fetch_dataset, parse_revisions
+from infra.hub import ROOT, Snapshot, Wanted, download, fetch_dataset, parse_revisions
 from infra.pairs import (
     FEW_PAIRS,
     HELD_OUT_MOST,
@@ -205,6 +205,19 @@ def repositories(domain: str, author: bool = False) -> list[str]:
     return names + [benchmark.repository for benchmark in BENCHMARKS.values()]
 
 
+def wanted_of(repository: str, commit: str | None) -> Wanted:
+    """The files of one of these repositories, at a commit or as they are now."""
+    source = source_of(repository)
+    patterns = [source.files]
+    for benchmark in BENCHMARKS.values():
+        if benchmark.repository == repository:
+            patterns = list(benchmark.files.values())
+    revision = commit
+    if commit is None:
+        revision = source.branch
+    return Wanted(repository, "dataset", patterns, revision)
+
+
 class Converted(NamedTuple):
     """The paper's pairs, made from the Hub."""
 
@@ -228,15 +241,11 @@ def convert(
         # the files of its repositories
         snapshots = {}
         for repository in repositories(name, author):
-            source = source_of(repository)
-            patterns = [source.files]
-            for benchmark in BENCHMARKS.values():
-                if benchmark.repository == repository:
-                    patterns = list(benchmark.files.values())
-            revision = pinned.get(repository, source.branch)
-            snapshots[repository] = fetch_dataset(repository, patterns, revision)
+            wanted = wanted_of(repository, pinned.get(repository))
+            snapshot = fetch_dataset(repository, wanted.patterns, wanted.revision)
+            snapshots[repository] = snapshot
             # the next domain takes the very same, also when the Hub moves on in between
-            pinned[repository] = read[repository] = snapshots[repository].commit
+            pinned[repository] = read[repository] = snapshot.commit
 
         # its pairs, made of them
         file = convert_domain(name, snapshots)
@@ -435,7 +444,7 @@ def is_repository(name: str) -> bool:
 
 def fetch_train_split(repository: str, revision: str | None) -> Snapshot:
     """The files of a data set's split `train`. ValueError if there is none, or more than one."""
-    folder = download(repository, "dataset", list(TRAIN_FILES), revision)
+    folder = download(Wanted(repository, "dataset", list(TRAIN_FILES), revision))
     paths, kinds = [], {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -473,6 +482,21 @@ def pinned_commits(revision: Sequence[str], names: Sequence[str], domain: str) -
             f"in use, here {known}"
         )
     return commits
+
+
+def to_fetch(names: Sequence[str], domain: str, revision: Sequence[str]) -> list[Wanted]:
+    """What the Hub has to send for `load_sets`. Raises ValueError as that does."""
+    check_names(names)
+    commits = pinned_commits(revision, names, domain)
+    if list(names) in (["hub"], ["hub:author"]):
+        used = repositories(domain, author=list(names) == ["hub:author"])
+        return [wanted_of(repository, commits.get(repository)) for repository in used]
+
+    wanted = []
+    for name in names:
+        if is_repository(name):
+            wanted.append(Wanted(name, "dataset", list(TRAIN_FILES), commits.get(name)))
+    return wanted
 
 
 class PairSets(NamedTuple):

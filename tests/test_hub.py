@@ -18,6 +18,7 @@ from transformers import AutoModelForMaskedLM
 import evaluate
 import tinyrm
 import train
+from infra import plan
 from infra.hub import (
     MODEL_NAMES,
     ROOT,
@@ -438,6 +439,7 @@ MODEL_KEY = "model:org/base"
 SKYWORK_KEY = f"dataset:{SKYWORK}"
 BENCHMARK_KEY = "dataset:allenai/reward-bench"
 BENCHMARK_KEYS = list(benchmark_repositories())
+BENCHMARK_NAMES = [key.partition(":")[2] for key in BENCHMARK_KEYS]
 
 
 def skywork_files(numbers):
@@ -577,3 +579,58 @@ def test_revision_pins_what_it_names_and_the_newest_of_others(
     assert f"the model at {expected['']}" in line
     assert f"{SKYWORK}@{expected[SKYWORK]}" in line
     assert not out.exists()
+
+
+# --- what the Hub will send, before it is asked to ------------------------------------------------
+
+
+def announced(capsys) -> str:
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("the Hub ")]
+    return line
+
+
+def test_what_will_be_fetched_is_said_before_with_its_size(hub, data_hub, tmp_path, capsys):
+    data_hub.repos["dataset:org/set"] = {"train.jsonl": b"x" * 3_000_000, "test.jsonl": b"x" * 5000}
+    data_hub.repos |= hub.repos
+    with data_hub.client(tmp_path):
+        plan.fetch("org/base", ["org/set"], "reasoning", [])
+    line = announced(capsys)
+    assert "org/set 0.003 GB" in line  # the split train alone
+    files = hub.repos["model:org/base"]
+    read = sum(len(files[name]) for name in files.keys() - UNUSED.keys())
+    assert f"org/base {read / 1e9:.3g} GB" in line
+
+
+def test_what_is_in_the_cache_is_not_announced_again(hub, tmp_path, capsys):
+    with hub.client(tmp_path):
+        plan.fetch("org/base", ["nano"], "reasoning", [])
+        assert announced(capsys).startswith("the Hub will send ")
+        plan.fetch("org/base", ["nano"], "reasoning", [])
+    assert announced(capsys) == "the Hub has nothing to send: org/base in its cache"
+
+
+def test_without_a_network_the_cache_is_named(hub, tmp_path, capsys):
+    with hub.client(tmp_path):
+        fetch_model("org/base")
+        hub.gone()
+        plan.fetch("org/base", ["nano"], "reasoning", [])
+    assert announced(capsys).startswith("the Hub does not say how large org/base is (no network")
+
+
+def test_a_model_and_pairs_of_the_checkout_need_no_hub(capsys):
+    assert plan.fetch("nano", ["nano"], "reasoning", []) == ROOT / "nano"
+    assert capsys.readouterr().out == ""
+
+
+def test_the_first_command_on_cuda_announces_large_and_the_papers_data(
+    paper_hub, tmp_path, capsys
+):
+    paper_hub.repos["model:answerdotai/ModernBERT-large"] = paper_hub.repos[MODEL_KEY]
+    given = {"domain": "reasoning", "out": str(tmp_path / "run")}
+    with paper_hub.client(tmp_path / "home"):
+        train.choose_settings(given, on_gpu=True, config_class=tinyrm.Config)
+    auto, hub_line, _ = capsys.readouterr().out.splitlines()
+    assert auto.startswith("model large, data hub (auto: on a GPU;")
+    assert "a laptop's --model nano-instruct" in auto
+    for repository in ("answerdotai/ModernBERT-large", SKYWORK, *BENCHMARK_NAMES):
+        assert repository in hub_line

@@ -132,7 +132,7 @@ def test_auto_without_cuda_is_nano_instruct_and_says_how_to_ask_for_more(capsys,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     train.main(["--domain", "safety", "--dry-run"])
     first_line = capsys.readouterr().out.splitlines()[0]
-    assert first_line.startswith("model nano-instruct, data nano, recipe nano (auto")
+    assert first_line.startswith("model nano-instruct, data nano (auto")
     assert "the paper's run is --model large --data hub" in first_line
 
 
