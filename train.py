@@ -133,7 +133,7 @@ def recipe_for(config: Config, domain: str) -> Recipe:
         size = "nano"
     if size is None:
         freeze = config.num_hidden_layers // 2
-        return Recipe("of no shape of the paper's: lower half frozen (ours, untuned)",
+        return Recipe("for other shapes than the paper's: lower half frozen (ours, untuned)",
                       {**DORA_128, "freeze": freeze, "lr": 1e-4})
     recipes = RECIPES[size]
     return Recipe(size, recipes.get(domain, recipes["all"]))
@@ -163,7 +163,8 @@ def loss_and_correct(model: ModernBERT, prompt_format: PromptFormat, batch: Batc
     first, second = prompt_format.label_ids  # two words of V, or the two classes
 
     if prompt_format.context == "single":
-        # made on the device: a copy to it would wait for all that it has to do
+        # Made on the device: copying from the host would wait for it. (Of head "cls" these are the
+        # two classes, and `logits` gives no others.)
         words = torch.where(torch.arange(2, device=h.device) == 0, first, second)  # (2,)
         z = model.logits(h, words).float()  # (B, 2)
         score = z[:, 0] - z[:, 1]  # (B,) rows 2i are chosen responses, rows 2i + 1 rejected
@@ -287,7 +288,8 @@ def train_step(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_forma
         tokens += len(batch.tokens)
 
     # The sums over all processes.
-    row_sum, token_sum = loss_sum.new_full((), rows), loss_sum.new_full((), tokens)  # no copies
+    row_sum = loss_sum.new_full((), rows)  # made on the device: no copy to wait for
+    token_sum = loss_sum.new_full((), tokens)
     sums = torch.stack([loss_sum, correct_sum, row_sum, token_sum])
     distributed.all_reduce(sums)
     for p in params:
@@ -311,9 +313,9 @@ def train_step(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_forma
 def step_pairs(pairs: list[Pair], pairs_a_step: int, steps: range,
                seed: int) -> Iterator[list[Pair]]:
     """The pairs of each of the `steps`. An epoch is shuffled by the seed and its number, and cut
-    into steps of nearly equal size, at most `pairs_a_step`: no step holds a pair twice, and fewer
-    pairs than that are an epoch each step. A step's pairs follow from the seed and its number
-    alone, so that a run can be resumed at any step."""
+    into steps of nearly equal size, at most `pairs_a_step`: no step holds a pair twice, and where
+    there are fewer pairs than that a step is a whole epoch. A step's pairs follow from the seed and
+    its number alone, so that a run can be resumed at any step."""
     every = math.ceil(len(pairs) / pairs_a_step)  # steps an epoch
     shuffled_epoch = None
     for step in steps:
@@ -361,8 +363,8 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
     """All steps that are left. Returns 0, or the exit code of a run that was asked to stop."""
     device = next(model.parameters()).device
     make = partial(make_batches, prompt_format=prompt_format, budget=micro_tokens, device=device)
-    held_out_batches = make(pairs.held_out).batches
-    test_batches = make(pairs.test).batches
+    held_out_batches = make(pairs.held_out).batches  # judged at quarters of the run
+    test_batches = make(pairs.test).batches  # before and after; the same ones if there are no more
 
     run_result = run.record["result"]
     if "accuracy_before" not in run_result:
@@ -373,7 +375,7 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
         run.write_record()
 
     done, steps = run.steps_done, run.record["steps"]
-    checks = {round(steps / 4), round(steps / 2), round(3 * steps / 4)} - {steps}  # steps before
+    quarters = {round(steps / 4), round(steps / 2), round(3 * steps / 4)} - {steps}
     pairs_of_steps = step_pairs(pairs.train, settings.batch_size // 2, range(done, steps),
                                 settings.seed)
     rows_seen, timings = 0, []
@@ -393,7 +395,7 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
 
             line = {"step": done, **result._asdict(), "lr": rate, "seconds": time.time() - began,
                     "peak_bytes": machine.peak_bytes(device)}
-            if done in checks:
+            if done in quarters:
                 now = check(model, prompt_format, held_out_batches, device)
                 line.update(held_out=now.accuracy, held_out_loss=now.loss)
             run.log(line, distributed.sum_counts(dropped))
@@ -449,6 +451,10 @@ def choose_settings(given: dict, on_gpu: bool, config_class: type[Config]) -> Se
     config = tinyrm.read_config(folder, config_class)
     recipe = recipe_for(config, flags_or_defaults.domain)
     distributed.log(f"recipe {recipe.name}")
+    usual = recipe.settings["adapter"]
+    if given.get("adapter", usual) != usual and "lr" not in given:
+        distributed.log(f"the recipe's rate is for adapter {usual}: give --lr for "
+                        f"{given['adapter']}, which mostly takes another")
 
     settings = Settings(**{**recipe.settings, **given, "model": model, "data": data_names})
     positions = config.max_position_embeddings

@@ -231,8 +231,8 @@ says which is better. Trained with tinyrm from {public_name(record["revisions"][
 
 def accuracy_line(result: dict) -> str:
     if not result["n"]:
-        return "no held-out pairs"
-    return (f"held-out accuracy: {result['accuracy_before']:.3f} before, "
+        return "no test pairs"
+    return (f"test accuracy: {result['accuracy_before']:.3f} before, "
             f"{result['accuracy_after']:.3f} after,\n  on {result['n']} pairs")
 
 

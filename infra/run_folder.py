@@ -53,7 +53,8 @@ from infra.tables import read_rows
 from tinyrm import Field, ModernBERT, read_json
 
 FORMAT = 3  # of run.json and state/: goes up when an older unfinished run cannot be resumed
-LAST_COMMITS = {2: "cc59452"}  # the last one of each format; of those without a number 4a59190
+# the last commit of each format; of runs that have no number 4a59190
+LAST_COMMITS = {2: "cc59452"}
 # Settings that change time and memory, not the result: --resume takes them. Data may have moved:
 # they must have the same fingerprint.
 MAY_CHANGE = ("device", "micro_tokens", "checkpoint_layers", "data")
@@ -130,7 +131,7 @@ def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware
     """The folder of a new run, or (with the record of its run.json) of one that goes on, whose
     newest state is put in place. Raises ValueError if its pairs or the weights that it began with
     have changed, or if another process is at work on it."""
-    if has_controls(Path(path).name):  # it stands in the card
+    if has_controls(Path(path).name):  # the name is printed in the model card
         raise ValueError(f"the run folder {path!r}: give a name without line breaks")
     now = new_record(settings, hardware, model_folder, pairs, steps, model)
     run = RunFolder(Path(path), record or now, model, optimizer, programs)
@@ -462,10 +463,10 @@ class RunFolder:
 
         if self.record["dropped"]:
             distributed.log(f"dropped or cut, by reason: {self.record['dropped']}")
-        accuracy = "no held-out pairs"
+        accuracy = "no test pairs"
         if result["n"]:
             low, high = wilson(result["accuracy_after"], result["n"])
-            accuracy = (f"held-out accuracy {result['accuracy_before']:.3f} -> "
+            accuracy = (f"test accuracy {result['accuracy_before']:.3f} -> "
                         f"{result['accuracy_after']:.3f} [{low:.3f}, {high:.3f}] on {result['n']} "
                         "pairs (95 % interval)")
         distributed.log(f"{accuracy}; {result['seconds']:.0f} s of training, "

@@ -587,7 +587,8 @@ def load_nano(domain: str) -> PairSets:
     if domain == "all":
         names = list(data.DOMAINS)
 
-    sets = PairSets([], [], [], "nano/pairs; no word of the test is in another set", commits={})
+    note = "nano/pairs; no invented word of the test is in another set"
+    sets = PairSets([], [], [], note, commits={})
     for name in names:
         files = [NANO_PAIRS / f"{name}.{part}.jsonl" for part in ("train", "choose", "test")]
         if all(file.is_file() for file in files):

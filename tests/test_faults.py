@@ -194,8 +194,8 @@ def test_without_held_out_pairs_there_is_no_accuracy(flags, tmp_path, capsys):
     train.main(flags(held_out=0))
     text = (tmp_path / "run/run.json").read_text()
     assert "NaN" not in text and json.loads(text)["result"]["accuracy_after"] is None
-    assert "no held-out pairs" in capsys.readouterr().out
-    assert "no held-out pairs" in (tmp_path / "run/model/README.md").read_text()
+    assert "no test pairs" in capsys.readouterr().out
+    assert "no test pairs" in (tmp_path / "run/model/README.md").read_text()
 
 
 def test_a_rank_left_over_in_the_environment_changes_nothing(flags, tmp_path):

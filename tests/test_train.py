@@ -279,7 +279,7 @@ def finished(flags, tmp_path):
 def test_a_run_says_what_came_out(flags, capsys):
     train.main(flags())
     out = capsys.readouterr().out
-    assert re.search(r"held-out accuracy 0.\d+ -> [01].\d+ \[0.\d+, [01].\d+\] on 8 pairs", out)
+    assert re.search(r"test accuracy 0.\d+ -> [01].\d+ \[0.\d+, [01].\d+\] on 8 pairs", out)
     assert "sdpa in blocks (no CUDA)" in out
     assert "judge with: python evaluate.py" in out
 
