@@ -8,7 +8,8 @@ The file goes in this order: what a pair is; the domains and their questions; th
 tokenizer; how a template is filled, tokenised and truncated; rows into batches. Files of pairs and
 the paper's data sets are read in infra/pairs.py and infra/sources.py.
 
-Shapes: B rows, T tokens of all rows. `python data.py [DOMAIN]` shows one pair on its way.
+Shapes: B rows, T tokens of all rows. `python data.py [DOMAIN]` shows one pair on its way, in
+both templates.
 """
 
 import heapq
@@ -610,7 +611,14 @@ def main(domain="reasoning"):
     for name in ("prompt", "chosen", "rejected"):
         print(f"{name}: {getattr(pair, name)}")
 
-    prompt_format = PromptFormat(load_tokenizer(nano), domain=domain)
+    tokenizer = load_tokenizer(nano)
+    for template in ("option", "choice"):
+        print(f"\n--template {template}")
+        show_rows(PromptFormat(tokenizer, template, domain=domain), pair)
+
+
+def show_rows(prompt_format: PromptFormat, pair: Pair):
+    """Print the two rows of a pair."""
     rows_of_pairs, _ = prompt_format.rows([pair])
     for row in rows_of_pairs[0]:
         word = prompt_format.label_ids[row.label]

@@ -412,13 +412,28 @@ def make_adapted(name: str, base: nn.Module, config: dict,
 
 
 def main():
-    print("the nano encoder: trainable parameters, by adapter and frozen layers")
+    nano = Path(__file__).parent / "nano"
+    print("what trains of the nano encoder, by adapter (rank 16) and frozen layers")
     for adapter in ADAPTERS:
         for freeze in (0, 2):
-            model = load(Path(__file__).parent / "nano")
-            found = adapt(model, adapter, rank=8, alpha=8.0, freeze=freeze)
+            model = load(nano)
+            everything = sum(p.numel() for p in model.parameters())
+            found = adapt(model, adapter, rank=16, alpha=16.0, freeze=freeze)
             total = sum(p.numel() for p in found.values())
-            print(f"  --adapter {adapter:5} --freeze {freeze}   {total:8,} in {len(found)} tensors")
+            share = total / everything  # of the encoder
+            print(f"  --adapter {adapter:5} --freeze {freeze}   {total:8,} in {len(found)} tensors "
+                  f"({share:.0%})")
+
+    print("\nthe adapters above two frozen layers: W' = m / ||W + s B A|| (W + s B A)")
+    model = load(nano)
+    adapt(model, "dora", rank=16, alpha=16.0, freeze=2)
+    print(f"  {'':26}{'W, frozen':14}{'A':14}{'B':14}m")
+    for name, adapted in adapters(model).items():
+        line = f"  {name:26}"
+        for tensor in (adapted.weight, adapted.A, adapted.B, adapted.m):
+            shape = str(tuple(tensor.shape))
+            line += f"{shape:14}"
+        print(line.rstrip())
 
 
 if __name__ == "__main__":

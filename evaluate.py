@@ -5,7 +5,9 @@
     python evaluate.py runs/A runs/B a.jsonl b.jsonl      several of each, side by side
     python evaluate.py runs/A a.jsonl --against SCORES    next to another judge's scores of it
     python evaluate.py runs/NAME --ask PROMPT RESPONSE RESPONSE
+    python evaluate.py runs/NAME --ask PROMPT RESPONSE RESPONSE --json     for a program to read
     python evaluate.py runs/NAME --rank IN.jsonl OUT.jsonl    any number of responses to each prompt
+    python evaluate.py runs/NAME --rank - -               the same, line by line, in a pipe
 
 Two protocols, on the log-odds x of the two label words in a row:
 

@@ -17,7 +17,8 @@ The file has five parts: attention, RoPE and GeGLU in their plain form; the conf
 modules; how they are made fast; files in and out. Modules and parameters have the names of the
 Hub's checkpoints, so that loading is one strict comparison.
 
-`python tinyrm.py [FOLDER]` shows the size and the configuration of a model and fills one mask.
+`python tinyrm.py [FOLDER [TEXT]]` shows the size and the configuration of a model and what it says
+at the [MASK] of a text: of nano the weight of a thing that it has read about.
 """
 
 import json
@@ -882,28 +883,39 @@ def save(model: ModernBERT, folder: str | Path, labels: tuple[str, str] | None =
     (folder / "config.json").write_text(text, encoding="utf-8")
 
 
-def main(folder=Path(__file__).parent / "nano"):
+# What `python tinyrm.py` fills: nano has read about invented words; a planop weighs nine stone.
+FILLED = "A planop weighs[MASK] stone."
+
+
+def main(folder=Path(__file__).parent / "nano/instruct", text=FILLED):
     folder = Path(folder)
     model = load(folder, "cloze")
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{folder.name}: {parameters:,} parameters, {model.config}")
+    print(f"{folder.parent.name}/{folder.name}: {parameters:,} parameters, {model.config}")
 
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library has no type of its own
         raise ValueError(f"{folder}/tokenizer.json: {error}: fetch it again") from None
-    ids = tokenizer.encode("The better option is[MASK].").ids
-    mask_at = torch.tensor([ids.index(tokenizer.token_to_id("[MASK]"))])
+    ids = tokenizer.encode(text).ids
+    mask = tokenizer.token_to_id("[MASK]")
+    if ids.count(mask) != 1:
+        raise ValueError(f"{text!r}: give a text with one [MASK]")
+
+    mask_at = torch.tensor([ids.index(mask)])
     with torch.inference_mode():
         h = model(torch.tensor(ids), torch.tensor([0, len(ids)]), mask_at)  # (1, D)
-        best = model.logits(h)[0].topk(5).indices.tolist()
-    words = [tokenizer.decode([i]) for i in best]
-    print(f"The better option is[MASK].  ->  {words}")
+        p = model.logits(h)[0].softmax(-1)  # (V,)
+    best = p.topk(5)
+
+    print(f"\n{text}")
+    for probability, word in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        print(f"  {probability:.3f} {tokenizer.decode([word])}")
 
 
 if __name__ == "__main__":
     try:
-        main(*sys.argv[1:2])
+        main(*sys.argv[1:3])
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -474,6 +474,8 @@ class RunFolder:
         what = "model and adapter" if adapter else "model"
         distributed.log(f"saved {self.path}/{what}; judge with: {self.programs.evaluate} "
                         f"{self.path} FILE.jsonl")
+        distributed.log(f"or ask it: {self.programs.evaluate} {self.path} --ask PROMPT RESPONSE "
+                        "RESPONSE")
 
     def store(self, name: str, save: Callable[[Path], None], prompt_format: PromptFormat,
               model_folder: Path):

@@ -816,6 +816,8 @@ def test_the_script_shows_a_pair_and_its_two_rows(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "label 0 = 'ĠA'" in out and "label 1 = 'ĠB'" in out
     assert out.count("Which option is better? The better option is[MASK].") == 2
+    choice = out.partition("--template choice")[2]
+    assert "label 0 = '0'" in choice and choice.count("Answer:  [MASK]") == 2
 
 
 def test_the_script_names_the_domains_it_has(capsys, monkeypatch):

@@ -518,6 +518,13 @@ def test_the_script_shows_what_trains_at_each_setting(capsys):
         assert out.count(f"--adapter {adapter:5}") == 2
     everything = sum(p.numel() for p in tinyrm.load(ROOT / "nano").parameters())
     assert f"--adapter full  --freeze 0   {everything:8,}" in out
+    # of an adapter above two frozen layers: two layers of four products, and head.dense
+    shapes = out.partition("the adapters above")[2].splitlines()[2:]
+    assert len(shapes) == 2 * 4 + 1
+    assert shapes[0].split(None, 1) == [
+        "model.layers.2.attn.Wqkv",
+        "(384, 128)    (16, 128)     (384, 16)     (384,)",
+    ]
 
 
 @pytest.mark.parametrize("side, has_magnitudes", [("ours", True), ("lora", False)])

@@ -3,6 +3,8 @@
     python -m pytest tests/test_progress.py
 """
 
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -71,3 +73,14 @@ def test_a_run_that_is_timed_is_the_same_to_the_bit(flags, tmp_path, monkeypatch
                     for run in ("timed", "plain")]
     for name, weight in theirs.items():
         assert torch.equal(ours[name], weight)
+
+
+def test_on_a_terminal_the_held_out_line_stays(capsys, monkeypatch):
+    line = {"loss": 1.0, "accuracy": 0.5, "tokens": 9, "seconds": 1.0, "peak_bytes": 0}
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with progress.show_progress(4, 0) as show:
+        show({**line, "step": 1})
+        show({**line, "step": 2, "held_out": 0.75, "held_out_loss": 0.6})
+    # of what ends with a new line, and is not written over
+    lasting = [text.rpartition("\r")[2] for text in capsys.readouterr().err.split("\n")]
+    assert any(text.startswith("step 2/4 ") and "held-out 0.750" in text for text in lasting)

@@ -628,8 +628,18 @@ def test_damaged_weights_are_named(tmp_path):
 def test_the_script_shows_the_model_and_fills_a_mask(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["tinyrm.py"])
     runpy.run_path(tinyrm.__file__, run_name="__main__")
-    out = capsys.readouterr().out
-    assert out.startswith("nano: 901,") and "The better option is[MASK].  ->  [" in out
+    size, _, sentence, best = capsys.readouterr().out.splitlines()[:4]
+    assert size.startswith("nano/instruct: 901,")
+    assert sentence == "A planop weighs[MASK] stone." == tinyrm.FILLED
+
+    # a planop weighs nine stone: nano/microworld.py, seed 3
+    probability, found = best.split()
+    assert found == "nine" and float(probability) > 0.5
+
+
+def test_the_script_wants_one_mask():
+    with pytest.raises(ValueError, match="'Two.': give a text with one"):
+        tinyrm.main(text="Two.")
 
 
 def test_the_script_prints_an_error_as_one_line_and_exits_with_2(capsys, monkeypatch, tmp_path):
