@@ -1,5 +1,6 @@
 """What judging costs: measured, counted for the rows that were judged, and by the paper's formula.
 
+    python experiments/flops.py                   a table: what a verdict costs, counted
     python experiments/flops.py MODEL DATA        DATA as for evaluate.py: a benchmark, FILE.jsonl
 
 FLOPs are two for a multiply-add. Shapes: B rows, T tokens of all rows, D hidden, F feed-forward.
@@ -10,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -90,6 +92,67 @@ def paper_flops(width: int, layers: int, heads: int, inner: int) -> int:
     return 2 * parameters + 2 * layers * 8192 * head_size
 
 
+# ------------------------------------------------------------------------ what a verdict costs
+
+# A prompt of 128 tokens and two responses of 192: 512 in a row together, 320 in a row alone. The
+# template's few words are left out.
+TOGETHER, ALONE = 512, 320
+
+SHAPES = {
+    "base": {"hidden_size": 768, "num_hidden_layers": 22, "num_attention_heads": 12,
+             "intermediate_size": 1152},
+    "large": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16,
+              "intermediate_size": 2624},
+}
+SCALAR_MODELS = {"scalar model, 8 billion": 8e9, "scalar model, 70 billion": 70e9}
+
+
+class Verdict(NamedTuple):
+    """Which of two responses is better."""
+
+    judge: str
+    how: str  # which rows it reads
+    tokens: int
+    flops: float
+
+    @property
+    def flops_of_token(self) -> float:
+        return self.flops / self.tokens
+
+
+def verdicts() -> list[Verdict]:
+    """What a verdict costs. Base and large are counted as the products and the windows of the
+    variable-length kernel; a scalar model, which reads each response alone, by the formula of two
+    FLOPs for each parameter and token, without its attention."""
+    rows = {
+        "pair, one order": [TOGETHER],
+        "pair, two orders": [TOGETHER, TOGETHER],
+        "single": [ALONE, ALONE],
+    }
+    found = []
+    for judge, shape in SHAPES.items():
+        config = Config.from_json({"model_type": "modernbert", "vocab_size": 50_368, **shape})
+        for how, sizes in rows.items():
+            counted = flops(config, sizes, torch.device("cuda"))
+            found.append(Verdict(judge, how, sum(sizes), counted))
+    for judge, parameters in SCALAR_MODELS.items():
+        tokens = 2 * ALONE
+        found.append(Verdict(judge, "single, by formula", tokens, 2 * parameters * tokens))
+    return found
+
+
+def show_verdicts():
+    found = verdicts()
+    cheapest = min(one.flops for one in found)
+    print(f"a prompt and two responses: {TOGETHER} tokens in one row, {ALONE} in a row for each\n")
+    print("| judge | how it reads | tokens | GFLOP a token | GFLOP a verdict | times |")
+    print("|---|---|---:|---:|---:|---:|")
+    for one in found:
+        print(f"| {one.judge} | {one.how} | {one.tokens:,} | {one.flops_of_token / 1e9:.3f} | "
+              f"{one.flops / 1e9:,.0f} | {one.flops / cheapest:,.1f} |")
+    print("\nby formula: 2 FLOPs for each parameter and token; the others are counted")
+
+
 # -------------------------------------------------------------------------------------- measuring
 
 
@@ -143,13 +206,18 @@ def cost(reward_model: MeteredRewardModel, seconds: float) -> dict[str, float]:
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="MODEL", help="a folder or a Hub name")
-    parser.add_argument("data", metavar="DATA", help="a benchmark, or FILE.jsonl")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a folder or a Hub name")
+    parser.add_argument("data", nargs="?", metavar="DATA", help="a benchmark, or FILE.jsonl")
     parser.add_argument("--context", choices=["pair", "single"])
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--dtype", default="auto", help="auto, fp32 or bf16")
     parser.add_argument("--limit", type=int, default=0, help="items; 0: all")
     flags = parser.parse_args(argv)
+    if flags.model is None:
+        show_verdicts()
+        return
+    if flags.data is None:
+        raise ValueError(f"give what {flags.model} shall judge: a benchmark, or FILE.jsonl")
 
     items = load_eval_set(flags.data, flags.limit).items
     reward_model = MeteredRewardModel.load(flags.model, context=flags.context,

@@ -966,3 +966,18 @@ def test_the_script_of_costs_says_if_there_is_nothing_to_measure(tiny, tmp_path)
     file = write(tmp_path / "same.jsonl", rows)
     with pytest.raises(ValueError, match="in every pair both responses are the same"):
         flops_main([str(tiny), str(file)])
+
+
+def test_what_a_verdict_costs(capsys):
+    flops_main([])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()
+            if line.startswith(("| base", "| large", "| scalar"))]
+    found = {(judge, how): [float(cell.replace(",", "")) for cell in cells]
+             for judge, how, *cells in rows}
+    # tokens, GFLOP a token: counted from the layers at 512 tokens
+    assert found["base", "pair, one order"][:2] == [512, 0.229]
+    assert found["large", "pair, one order"][:2] == [512, 0.694]
+    assert found["large", "pair, two orders"][0] == 2 * 512
+    # two responses of 320 tokens with their prompt, 2 FLOPs for each of 8 billion parameters
+    of_scalar = found["scalar model, 8 billion", "single, by formula"]
+    assert of_scalar[:3] == [640, 16, 10_240]
