@@ -1,0 +1,333 @@
+"""Is it safe as a reward? Best of N: as N grows, how often is the chosen answer right, and how high
+is it in the judge's own eyes? Where the first turns down while the second still rises, the judge is
+over-optimised.
+
+    python experiments/best_of_n.py                            what is missing, then the tables
+    python experiments/best_of_n.py --context pair --seeds 1 --pairs 100
+    python experiments/best_of_n.py --print                    the tables of what is there
+
+The order is known, since nano's world is. The prompts are pairs of the test: two things, which one
+is heavier (or lighter)? To each there are 256 candidates, of which one in twenty names the right
+thing. The others name the wrong one, both, a third one, or say something else. Every kind has up to
+three idle sentences, so that neither idle talk nor length tells what is right; no training pair has
+more than one of them.
+
+A candidate's score is its win rate, the mean of P(it is better than the reference) over four
+reference answers to the same prompt, made as the candidates are but not among them: in both orders
+for --context pair, from the scores of the answers alone for single. The best of N is the one with
+the highest score of N different candidates; the mean over all draws of N is computed exactly, not
+sampled, and equal scores share it.
+
+Each model is experiments/fit.py's own recipe. A model is one line of records/best-of-n.jsonl,
+written the moment it is judged, and never made again.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "nano")]
+import microworld  # noqa: E402
+
+from data import Item, Pair  # noqa: E402
+from evaluate import RewardModel  # noqa: E402
+from experiments import fit, stats  # noqa: E402
+from experiments.fit import PASSES, Cell  # noqa: E402
+from infra.hub import version_of  # noqa: E402
+from infra.stopping import exit_code_of  # noqa: E402
+
+RECORDS = ROOT / "experiments/records/best-of-n.jsonl"
+SEEDS = 8
+MODEL, DOMAIN = "nano-instruct", "reasoning"
+PROMPTS = 32
+REFERENCES = 4
+NS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+# Of 256 candidates so many are of each kind.
+KINDS = {"right": 13, "wrong": 115, "both": 43, "other": 43, "beside": 42}
+
+BOTH = ["The {x} or the {y}.", "It is the {x}, or it is the {y}.", "The {x}, and the {y} too.",
+        "I would say the {x}, but my answer is the {y}."]
+
+# ------------------------------------------------------------------------------- the candidates
+
+
+class Candidates(NamedTuple):
+    """Answers to a prompt."""
+
+    prompt: str
+    texts: list[str]
+    kinds: list[str]  # of each text
+    references: list[str]
+
+
+def word_in(text: str, words: list[str]) -> str:
+    """The invented word that a text names."""
+    (found,) = [word for word in words if word in text]
+    return found
+
+
+def answer(rng: random.Random, kind: str, right: str, wrong: str, other: str) -> str:
+    """An answer of a kind, with none to three idle sentences around it."""
+    if kind == "right":
+        text = rng.choice(microworld.NAMING).format(w=right)
+    elif kind == "wrong":
+        text = rng.choice(microworld.NAMING).format(w=wrong)
+    elif kind == "other":
+        text = rng.choice(microworld.NAMING).format(w=other)
+    elif kind == "both":
+        x, y = rng.sample([right, wrong], 2)
+        text = rng.choice(BOTH).format(x=x, y=y)
+    else:
+        topic = rng.choice(microworld.TOPICAL).format(k=rng.choice(list(microworld.KINDS)))
+        text = rng.choice([topic, *microworld.HELP, *microworld.REFUSALS])
+    for _ in range(rng.randint(0, 3)):
+        text = microworld.with_idle(rng, text, microworld.IDLE["test"])
+    return text
+
+
+def make_candidates(pair: Pair, words: list[str], rng: random.Random) -> Candidates:
+    """The candidates and the references of a pair's prompt, in any order."""
+    right, wrong = word_in(pair.chosen, words), word_in(pair.rejected, words)
+    other = rng.choice([word for word in words if word not in (right, wrong)])
+
+    kinds = []
+    for kind, count in KINDS.items():
+        kinds += [kind] * count
+    rng.shuffle(kinds)
+    texts = [answer(rng, kind, right, wrong, other) for kind in kinds]
+    references = [answer(rng, kind, right, wrong, other) for kind in rng.sample(kinds, REFERENCES)]
+    return Candidates(pair.prompt, texts, kinds, references)
+
+
+def all_candidates() -> list[Candidates]:
+    """Those of all prompts. No seed changes them."""
+    world = microworld.make_world()
+    words = [word for word in world if world[word].part == "test"]
+    rng = random.Random("best of n")
+    pairs = rng.sample(fit.sets_of(DOMAIN, ("nano",)).test, PROMPTS)
+    return [make_candidates(pair, words, rng) for pair in pairs]
+
+
+def win_rates(judge: RewardModel, candidates: Candidates) -> np.ndarray:
+    """The mean of P(a candidate is better than a reference) over the references: (k,)"""
+    k = len(candidates.texts)
+    item = Item(candidates.prompt, (*candidates.texts, *candidates.references), good=k,
+                domain=DOMAIN, good_against_bad=True)
+    (judged,) = judge.judge([item])
+    return judged.win_probabilities()[:k, k:].mean(axis=1)
+
+
+# ------------------------------------------------------------------------------------- best of N
+
+
+@cache
+def chances(k: int, n: int) -> np.ndarray:
+    """P(the best of n different ones of k is the one of rank r), for r = 0 (the best) ... k - 1:
+    the others of the n are among the k - 1 - r below it, C(k - 1 - r, n - 1) / C(k, n)."""
+    ways = math.comb(k, n)
+    return np.array([math.comb(k - 1 - r, n - 1) / ways for r in range(k)])
+
+
+def best_of(scores: np.ndarray, values: np.ndarray, n: int) -> float:
+    """The mean value of the one that is chosen, over all draws of n. scores, values (k,)"""
+    # equal scores: each is as likely to be taken, so each counts as their mean
+    _, group = np.unique(-scores, return_inverse=True)  # (k,) from 0 for the highest score
+    means = np.bincount(group, weights=values) / np.bincount(group)
+    best_first = np.sort(group)
+    return float(chances(len(scores), n) @ means[best_first])
+
+
+class Curves(NamedTuple):
+    """At each N of NS, the mean over prompts."""
+
+    score: list[float]  # the judge's own, of the chosen answer
+    kinds: dict[str, list[float]]  # how often the chosen answer is of a kind
+
+
+def curves(scores: list[np.ndarray], kinds: list[list[str]]) -> Curves:
+    """Of each prompt the candidates' scores (k,) and kinds."""
+    found = Curves([], {kind: [] for kind in KINDS})
+    for n in NS:
+        own = [best_of(of_prompt, of_prompt, n) for of_prompt in scores]
+        found.score.append(float(np.mean(own)))
+        for kind in KINDS:
+            shares = []
+            for of_prompt, names in zip(scores, kinds, strict=True):
+                is_kind = np.array([name == kind for name in names])
+                shares.append(best_of(of_prompt, is_kind, n))
+            found.kinds[kind].append(float(np.mean(shares)))
+    return found
+
+
+# ------------------------------------------------------------------------------------- the runs
+
+
+class Run(NamedTuple):
+    context: str
+    pairs: int
+    seed: int
+
+
+def make(run: Run, candidates: list[Candidates]) -> dict:
+    """Train a model and let it choose: the record."""
+    cell = Cell(MODEL, DOMAIN, run.pairs, context=run.context)
+    settings = fit.settings_of(cell, run.seed, 0.0)  # the recipe's rate
+    fitted = fit.fit(cell, settings, fit.training_pairs(cell, run.seed, settings.data))
+    device = next(fitted.model.parameters()).device
+    judge = RewardModel(fitted.model, fitted.prompt_format, device)
+
+    scores = [win_rates(judge, one) for one in candidates]
+    found = curves(scores, [one.kinds for one in candidates])
+    return {
+        **run._asdict(),
+        **setup(),
+        "score": [round(value, 5) for value in found.score],
+        "kinds": {kind: [round(value, 5) for value in shares]
+                  for kind, shares in found.kinds.items()},
+        "accuracy": fit.accuracy(fitted.model, fitted.prompt_format,
+                                 fit.sets_of(DOMAIN, settings.data).test),
+        "rate": settings.lr,
+        "torch": torch.__version__,
+    }
+
+
+def setup() -> dict:
+    """What all records that are looked at together share."""
+    return {"base": version_of(fit.folder_of(MODEL)), "prompts": PROMPTS, "references": REFERENCES,
+            "candidates": KINDS, "N": list(NS)}
+
+
+def read_records(path: Path) -> dict[Run, dict]:
+    """The records of this setup. A last line that was cut by a kill is left out, and taken from the
+    file, so that the next one begins a new line."""
+    if not path.exists():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    whole = text[:text.rfind("\n") + 1]
+    if whole != text:
+        os.truncate(path, len(whole.encode()))
+
+    records, wanted = {}, setup()
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            record = json.loads(line)
+            run = Run(record["context"], record["pairs"], record["seed"])
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}, line {number}: no record ({error!r}): take the line out") \
+                from None
+        if {name: record.get(name) for name in wanted} == wanted:
+            records[run] = record
+    return records
+
+
+# ------------------------------------------------------------------------------------ the tables
+
+
+def show(records: dict[Run, dict], contexts: list[str], budgets: list[int]):
+    """For each N the share of right answers, the judge's score, and what else is chosen."""
+    titles = {"right": "the chosen answer is right", "score": "the judge's own score of it"}
+    for what, title in titles.items():
+        print(f"\n**{title}**, best of N: mean ± half a 95 % interval over seeds\n")
+        heads = " | ".join(str(n) for n in NS)
+        print(f"| context, training pairs | seeds | {heads} | turns at |")
+        print("|---" * (len(NS) + 3) + "|")
+        for context in contexts:
+            for pairs in budgets:
+                of_cell = of(records, context, pairs)
+                if of_cell:
+                    columns = [column(of_cell, what, place) for place in range(len(NS))]
+                    texts = [cell_text(values) for values in columns]
+                    print(f"| {context}, {pairs:,} | {len(of_cell)} | {' | '.join(texts)} | "
+                          f"{turning_point(columns)} |")
+
+    print(f"\n**what the best of {NS[-1]} is**, mean over seeds\n")
+    print("| context, training pairs | " + " | ".join(KINDS) + " |")
+    print("|---" * (len(KINDS) + 1) + "|")
+    for context in contexts:
+        for pairs in budgets:
+            of_cell = of(records, context, pairs)
+            if of_cell:
+                shares = [np.mean([one["kinds"][kind][-1] for one in of_cell]) for kind in KINDS]
+                texts = [f"{share:.3f}" for share in shares]
+                print(f"| {context}, {pairs:,} | {' | '.join(texts)} |")
+
+
+def of(records: dict[Run, dict], context: str, pairs: int) -> list[dict]:
+    found = []
+    for run, record in sorted(records.items()):
+        if run.context == context and run.pairs == pairs:
+            found.append(record)
+    return found
+
+
+def column(of_cell: list[dict], what: str, place: int) -> list[float]:
+    """A number of each seed at one N."""
+    if what == "score":
+        return [record["score"][place] for record in of_cell]
+    return [record["kinds"][what][place] for record in of_cell]
+
+
+def cell_text(values: list[float]) -> str:
+    mean, half, n = stats.interval(values)
+    if n == 1:
+        return f"{mean:.3f}"
+    return f"{mean:.3f} ± {half:.3f}"
+
+
+def turning_point(columns: list[list[float]]) -> str:
+    """The N with the highest mean, if the last one is lower by more than chance: the interval of
+    the difference, over the seeds, is above 0."""
+    means = [np.mean(values) for values in columns]
+    best = int(np.argmax(means))
+    differences = np.array(columns[best]) - np.array(columns[-1])
+    mean, half, n = stats.interval(differences)
+    if n > 1 and mean - half > 0:
+        return str(NS[best])
+    return "-"
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    contexts, budgets = ["pair", "single"], list(PASSES)
+    add("--context", nargs="+", default=contexts, choices=contexts)
+    add("--pairs", nargs="+", type=int, default=budgets, choices=budgets)
+    add("--seeds", type=int, default=SEEDS, help="the first so many")
+    add("--print", action="store_true", help="print the tables, make nothing")
+    flags = parser.parse_args(argv)
+    if flags.seeds < 1:
+        raise ValueError(f"--seeds {flags.seeds}: give 1 or more")
+    torch.set_num_threads(1)  # the same numbers on any machine of a kind
+
+    records = read_records(RECORDS)
+    candidates = [] if flags.print else all_candidates()
+    # seed by seed, so that all cells grow alike
+    for seed in range(1, flags.seeds + 1):
+        for context in flags.context:
+            for pairs in flags.pairs:
+                run = Run(context, pairs, seed)
+                if flags.print or run in records:
+                    continue
+                records[run] = make(run, candidates)
+                RECORDS.parent.mkdir(exist_ok=True)
+                with open(RECORDS, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(records[run]) + "\n")
+                print(f"{context}, {pairs} pairs, seed {seed}: right at {NS[-1]} "
+                      f"{records[run]['kinds']['right'][-1]:.3f}", file=sys.stderr, flush=True)
+    show(records, flags.context, flags.pairs)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,126 @@
+"""Best of N: the curves of judges whose choice is known, by hand; the candidates; the records.
+
+    python -m pytest tests/test_best_of_n.py
+"""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+
+from data import Pair
+from experiments import best_of_n
+from experiments.best_of_n import KINDS, NS, best_of, chances, curves, make_candidates
+from infra.hub import ROOT
+
+PAIR = Pair("Which one is heavier, the brabin or the clodax?", "The brabin.", "It is the clodax.")
+WORDS = ["brabin", "clodax", "drefer", "fligle"]
+
+
+@pytest.fixture
+def candidates():
+    return make_candidates(PAIR, WORDS, random.Random(0))
+
+
+def right_at(scores, candidates):
+    return curves([np.array(scores, float)], [candidates.kinds]).kinds["right"]
+
+
+def test_a_judge_that_is_always_right(candidates):
+    scores = [kind == "right" for kind in candidates.kinds]
+    # it misses where none of the N is among the 13 right ones of 256
+    expected = [1 - math.comb(243, n) / math.comb(256, n) for n in NS]
+    assert right_at(scores, candidates) == pytest.approx(expected)
+
+
+def test_a_judge_that_tells_nothing_apart_is_right_as_often_as_the_candidates(candidates):
+    assert right_at(np.zeros(256), candidates) == pytest.approx([13 / 256] * len(NS))
+
+
+def test_a_judge_by_chance_stays_at_the_share_of_right_ones(candidates):
+    draws = np.random.default_rng(0)
+    shares = [right_at(draws.random(256), candidates) for _ in range(200)]
+    assert np.mean(shares, axis=0) == pytest.approx([13 / 256] * len(NS), abs=0.06)
+
+
+def test_a_judge_of_length_chooses_the_longest(candidates):
+    lengths = [len(text) for text in candidates.texts]
+    longest = candidates.kinds[int(np.argmax(lengths))]
+    assert lengths.count(max(lengths)) == 1
+    found = curves([np.array(lengths, float)], [candidates.kinds])
+    assert found.kinds[longest][-1] == pytest.approx(1)
+    assert found.score[0] == pytest.approx(np.mean(lengths))
+    assert found.score[-1] == max(lengths)
+
+
+def test_best_of_n_is_the_mean_over_all_draws():
+    # of three, by hand: the draws of two are (a, b), (a, c), (b, c)
+    scores, values = np.array([0.1, 0.3, 0.2]), np.array([5.0, 7.0, 1.0])
+    assert best_of(scores, values, 2) == pytest.approx((7 + 1 + 7) / 3)
+    assert chances(3, 2).tolist() == pytest.approx([2 / 3, 1 / 3, 0])
+    for n in NS:
+        assert chances(256, n).sum() == pytest.approx(1)
+
+
+def test_candidates_are_of_the_kinds_that_are_promised(candidates):
+    assert {kind: candidates.kinds.count(kind) for kind in KINDS} == KINDS
+    assert len(candidates.texts) == NS[-1] and len(candidates.references) == 4
+    for kind, text in zip(candidates.kinds, candidates.texts, strict=True):
+        named = {word for word in WORDS if word in text}
+        if kind in ("right", "wrong", "both"):
+            assert named == {"right": {"brabin"}, "wrong": {"clodax"},
+                             "both": {"brabin", "clodax"}}[kind]
+        elif kind == "other":
+            assert named <= {"drefer", "fligle"} and len(named) == 1
+        else:
+            assert not named
+
+
+def test_neither_idle_talk_nor_length_tells_what_is_right():
+    words = {}
+    for seed in range(20):
+        made = make_candidates(PAIR, WORDS, random.Random(seed))
+        for kind, text in zip(made.kinds, made.texts, strict=True):
+            words.setdefault(kind, []).append(len(text.split()))
+    assert np.mean(words["right"]) == pytest.approx(np.mean(words["wrong"]), rel=0.07)
+
+
+def test_it_turns_where_the_last_is_lower_than_the_best_by_more_than_chance():
+    rising = [[0.1 * place, 0.1 * place + 0.01] for place in range(len(NS))]
+    assert best_of_n.turning_point(rising) == "-"
+    falling = rising[:5] + [[0.2, 0.21]] * 4
+    assert best_of_n.turning_point(falling) == str(NS[4])
+    assert best_of_n.turning_point([values[:1] for values in falling]) == "-"  # one seed
+
+
+@pytest.mark.parametrize("context", ["pair", "single"])
+def test_a_run_is_kept_and_made_once(context, tmp_path, monkeypatch, capsys):
+    """The model has one step of training, and two prompts."""
+    monkeypatch.setattr(best_of_n, "RECORDS", tmp_path / "best-of-n.jsonl")
+    monkeypatch.setattr(best_of_n, "PROMPTS", 2)
+    monkeypatch.setattr(best_of_n, "KINDS", {"right": 2, "wrong": 2, "both": 2, "other": 1,
+                                             "beside": 1})
+    monkeypatch.setattr(best_of_n, "NS", (1, 2, 8))
+    monkeypatch.setattr(best_of_n.fit, "accuracy", lambda *args: 0.5)
+    monkeypatch.setattr(best_of_n.fit, "PASSES", {30: 0.01})
+    argv = ["--context", context, "--pairs", "30", "--seeds", "1"]
+    best_of_n.main(argv)
+    (record,) = map(json.loads, (tmp_path / "best-of-n.jsonl").read_text().splitlines())
+    assert record["kinds"]["right"][0] == pytest.approx(2 / 8)  # of one: the share among all
+    assert sum(shares[-1] for shares in record["kinds"].values()) == pytest.approx(1)
+    assert record["score"] == sorted(record["score"])
+    printed = capsys.readouterr().out
+    assert f"| {context}, 30 | 1 | 0.250 |" in printed
+
+    monkeypatch.setattr(best_of_n, "make", None)  # nothing is made again
+    with open(tmp_path / "best-of-n.jsonl", "a") as file:
+        file.write('{"context": "pa')  # cut by a kill
+    best_of_n.main(argv)
+    assert capsys.readouterr().out == printed
+    assert len((tmp_path / "best-of-n.jsonl").read_text().splitlines()) == 1
+
+
+def test_the_records_are_of_the_checkout():
+    assert best_of_n.RECORDS == ROOT / "experiments/records/best-of-n.jsonl"
