@@ -35,7 +35,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -48,12 +48,14 @@ import data
 import dora
 import tinyrm
 from data import Batch, Item, Pair, PromptFormat, Row, RowTokenizer
+from infra import generalist
 from infra.against import OtherJudge, compare_with, read_other_judges, show_comparison
 from infra.benchmarks import BENCHMARKS, EvalSet, load_eval_set
 from infra.checks import check_model, read_format
 from infra.flags import OURS
+from infra.generalist import Router
 from infra.hub import fetch_model, version_of
-from infra.machine import cpu_tokens, pick_device
+from infra.machine import Machine, cpu_tokens, pick_device
 from infra.pairs import to_text
 from infra.prefetch import one_ahead
 from infra.printed import LEGEND, plural, show
@@ -175,13 +177,6 @@ class RewardModel:
 
         The format that a model was trained with is in tinyrm.json, next to its weights; what is
         given here overrides it. ValueError says what is missing or does not fit."""
-        # the weights
-        folder, base = stored_folders(name)
-        settings = stored_settings(str(name), folder, base)
-        model = load_merged(folder, base, settings.get("head"), model_class)
-
-        # how a pair is shown: what is given beats what is stored
-        settings.setdefault("head", model.head_kind)
         given = {
             "template": template,
             "context": context,
@@ -189,12 +184,22 @@ class RewardModel:
             "max_length": max_length,
             "question": question,
         }
-        for key, value in given.items():
-            if value is not None:
-                settings[key] = value
+        given = {key: value for key, value in given.items() if value is not None}
+        folder, base = stored_folders(name)
+        if generalist.is_generalist(folder):
+            machine = pick_device(device, dtype)
+            return open_generalist(name, folder, given, machine, model_class, format_class)
+
+        # the weights
+        settings = stored_settings(str(name), folder, base)
+        model = load_merged(folder, base, settings.get("head"), model_class)
+
+        # how a pair is shown: what is given beats what is stored
+        settings.setdefault("head", model.head_kind)
         has_tokenizer = (folder / "tokenizer.json").is_file()  # an adapter's need not have one
         tokenizer = data.load_tokenizer(folder if has_tokenizer else base)
-        prompt_format = make_format(name, folder, tokenizer, settings, model.config, format_class)
+        prompt_format = make_format(name, folder, tokenizer, settings | given, model.config,
+                                    format_class)
 
         # the machine
         machine = pick_device(device, dtype)
@@ -314,6 +319,45 @@ class RewardModel:
             raise ValueError(f"{name} gives no finite number: its weights are damaged, or its "
                              "precision overflows (--dtype fp32 has the widest)")
         return log_odds.tolist()
+
+
+class Generalist(RewardModel):
+    """Specialists on a trunk that they share (infra/generalist.py): an item is judged by that of
+    its domain; if it names none, by the one whose training prompts its own is most like."""
+
+    def __init__(self, specialists: dict[str, RewardModel], prompt_format: PromptFormat,
+                 router: Router, about: dict):
+        first = next(iter(specialists.values()))
+        super().__init__(first.model, prompt_format, first.device, about)
+        self.specialists = specialists  # by domain
+        self.router = router
+        for specialist in specialists.values():
+            specialist.seen = self.seen  # one count for all
+
+    def domains_of(self, items: list[Item]) -> list[str]:
+        """Whose each item is."""
+        return generalist.domains_of(items, self.router, self.model, self.prompt_format.tokenizer)
+
+    def rank_items(self, items: list[Item]) -> list[list[Ranked]]:
+        """The responses of each item, best first. In a tournament an item stays with one
+        specialist."""
+        domains = self.domains_of(items)
+        given = zip(items, domains, strict=True)
+        return super().rank_items([item._replace(domain=domain) for item, domain in given])
+
+    def judge(self, items: Iterable[Item]) -> Iterator[Judged]:
+        """The items, judged, in their order."""
+        for some in take_windows(items, self.single, WINDOW):
+            domains = self.domains_of(some)
+            strangers = [item for item in some if item.domain not in self.specialists]
+            self.seen["items sent by their prompt"] += len(strangers)
+            judged = {}  # by the item's place
+            for name, specialist in self.specialists.items():
+                places = [i for i, domain in enumerate(domains) if domain == name]
+                answers = specialist.judge([some[i] for i in places])
+                judged.update(zip(places, answers, strict=True))
+            for i in range(len(some)):
+                yield judged[i]
 
 
 def make_items(prompts: list, responses: list, domains: str | list[str]) -> list[Item]:
@@ -655,6 +699,44 @@ def stored_settings(name: str, folder: Path, base: Path) -> dict:
     return settings
 
 
+def open_generalist(name: str | Path, folder: Path, given: dict, machine: Machine,
+                    model_class: type[ModernBERT],
+                    format_class: type[PromptFormat]) -> RewardModel:
+    """The specialists of a generalist's folder as one judge; with a domain given, its specialist
+    alone."""
+    stored = generalist.load(folder, model_class)
+    tokenizer = data.load_tokenizer(folder)
+    about = {
+        "model": str(name),
+        "parameters": 0,
+        "weights": version_of(folder),
+        "format": {},
+        "device": machine.reason,
+    }
+    only = given.pop("domain", "all")
+    specialists = {}
+    for domain, model in stored.models.items():
+        model.set_compute_dtype(machine.dtype).to(machine.device)
+        settings = stored.settings[domain] | given
+        prompt_format = make_format(name, folder, tokenizer, settings, model.config, format_class)
+        about_one = about | {"parameters": sum(p.numel() for p in model.parameters()),
+                             "format": prompt_format.settings()}
+        specialists[domain] = RewardModel(model, prompt_format, machine.device, about_one)
+    if only in specialists:
+        return specialists[only]
+    if only != "all":
+        raise ValueError(f"--domain {only}: {name} has specialists for {', '.join(specialists)}")
+
+    # what all together are; parameters that they share count once
+    all_models = torch.nn.ModuleList(stored.models.values())
+    about["parameters"] = sum(p.numel() for p in all_models.parameters())
+    first = next(iter(specialists.values())).prompt_format
+    prompt_format = replace(first, domain="all", question=given.get("question", ""))
+    formats = {domain: one.prompt_format.settings() for domain, one in specialists.items()}
+    about["format"] = prompt_format.settings() | {"specialists": formats}
+    return Generalist(specialists, prompt_format, stored.router, about)
+
+
 def make_format(name: str | Path, folder: Path, tokenizer: RowTokenizer, settings: dict,
                 config: Config, format_class: type[PromptFormat]) -> PromptFormat:
     """The format of these settings; where they say nothing, that of PromptFormat's defaults, with
@@ -782,7 +864,7 @@ def load_judge(name: str, flags: argparse.Namespace, model_class: type[ModernBER
 
 def judge_name(reward_model: RewardModel) -> str:
     """What identifies a judge: its weights, and how a pair is shown to it."""
-    settings = reward_model.prompt_format.settings().values()
+    settings = reward_model.about["format"].values()
     return ", ".join([reward_model.about["weights"], *map(str, settings)])
 
 

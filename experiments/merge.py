@@ -1,11 +1,19 @@
 """One generalist out of specialists (the paper's first open question): their changes added up, or
 their tops as branches on the trunk that they share.
 
+    python experiments/merge.py RUN RUN RUN OUT
+
+makes one folder of finished runs of train.py: OUT has what they share once and the tops of each
+(infra/generalist.py), and evaluate.py opens it. What it costs, and its accuracy next to that of
+each specialist on the test pairs of its run, is printed.
+
     record    the specialists of one seed, trained and merged in both ways, with their accuracies
 
 Shapes: N prompts or rows, T tokens of all rows, B rows of a batch, D hidden.
 """
 
+import argparse
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,11 +25,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 import tinyrm  # noqa: E402
-from data import Batch, Pair, Row, RowTokenizer  # noqa: E402
+from data import Item, Pair, RowTokenizer  # noqa: E402
+from evaluate import RewardModel  # noqa: E402
 from experiments.fit import (  # noqa: E402
+    ENCODER,
     Cell,
     Fitted,
     accuracy,
+    architecture_of,
     fit,
     folder_of,
     sets_of,
@@ -30,8 +41,25 @@ from experiments.fit import (  # noqa: E402
 )
 from experiments.flops import flops  # noqa: E402
 from experiments.measure import rows_of  # noqa: E402
+from infra import generalist  # noqa: E402
+from infra.checks import check_model, read_format  # noqa: E402
+from infra.export import check_writable  # noqa: E402
+from infra.files import replacing, sha256_of  # noqa: E402
+from infra.generalist import (  # noqa: E402
+    Router,
+    make_router,
+    nearest,
+    prompt_means,
+    tokenize_prompts,
+    trunk,
+)
 from infra.hub import version_of  # noqa: E402
-from tinyrm import Config, ModernBERT, PackedLayout  # noqa: E402
+from infra.machine import pick_device  # noqa: E402
+from infra.pairs import fingerprint  # noqa: E402
+from infra.run_folder import RECORD_FIELDS  # noqa: E402
+from infra.sources import PairSets, load_sets  # noqa: E402
+from infra.stopping import exit_code_of  # noqa: E402
+from tinyrm import Config, ModernBERT, PackedLayout, read_json  # noqa: E402
 
 # scales of what specialists changed; with three specialists 1/3 averages their weights. All are
 # shown, on the test: whoever wants to take the best one has to choose it on other pairs.
@@ -56,23 +84,6 @@ def added(base: ModernBERT, experts: Iterable[ModernBERT], scale: float) -> Mode
 # ---------------------------------------------- one generalist: branches on a trunk that they share
 
 
-class Trunk(NamedTuple):
-    """What all branches begin with."""
-
-    x: torch.Tensor  # (T, D) the residual stream
-    layout: PackedLayout  # which the layers above need
-
-
-def trunk(model: ModernBERT, batch: Batch, layers: int) -> Trunk:
-    """The embeddings and the bottom `layers`, run once for all branches."""
-    layout = model.layout(batch.tokens, batch.starts, batch.read_at)
-    x = model.model.embeddings.tok_embeddings(batch.tokens)  # (T, D)
-    x = model.model.embeddings.norm(x)
-    for layer in model.model.layers[:layers]:
-        x = layer(x, layout)
-    return Trunk(x, layout)
-
-
 def branch(model: ModernBERT, x: torch.Tensor, layout: PackedLayout, layers: int) -> torch.Tensor:
     """A specialist's layers above the trunk, and its final norm, at the read positions: (B, D)."""
     above = model.model.layers[layers:]
@@ -92,37 +103,6 @@ def same_trunk(models: list[ModernBERT], layers: int) -> list[str]:
         if not all(torch.equal(first[name], other[name]) for other in all_states):
             raise ValueError(f"{name} differs: these models do not share {layers} bottom layers")
     return names
-
-
-def tokenize_prompts(tokenizer: RowTokenizer, prompts: list[str]) -> list[list[int]]:
-    """The token ids of each prompt alone."""
-    encodings = tokenizer.library.encode_batch(prompts, add_special_tokens=False)
-    return [encoding.ids for encoding in encodings]
-
-
-def prompt_means(model: ModernBERT, tokenizer: RowTokenizer, prompts: list[str],
-                 layers: int) -> torch.Tensor:
-    """The mean of the trunk's output over the tokens of each prompt alone: without the template,
-    whose question would give the domain away. (N, D)"""
-    means = []
-    for first in range(0, len(prompts), 500):
-        ids = tokenize_prompts(tokenizer, prompts[first:first + 500])
-        batch = data.pack([Row(tokens, 0, 0, 0, {}) for tokens in ids])
-        x = trunk(model, batch, layers).x
-        for part in x.split([len(tokens) for tokens in ids]):
-            means.append(part.mean(0))
-    return torch.stack(means)
-
-
-def routes(known: dict[str, torch.Tensor], unknown: torch.Tensor) -> list[str]:
-    """The domain of each of M prompts, (M, D), from training prompts {domain: (N, D)}: that of the
-    nearest class mean, each number in units of its own spread. A router of a few hundred numbers,
-    without a training loop."""
-    spread = torch.cat(list(known.values())).std(0) + 1e-6  # (D,)
-    means = torch.stack([x.mean(0) for x in known.values()])
-    nearest = torch.cdist(unknown / spread, means / spread).argmin(1)  # (M,)
-    names = list(known)
-    return [names[i] for i in nearest.tolist()]
 
 
 def trunk_flops(config: Config, sizes: list[int], layers: int) -> int:
@@ -183,10 +163,11 @@ def merged(start: ModernBERT, tokenizer: RowTokenizer, experts: dict[str, Fitted
 
     # the domain is not given: it is told from the prompt
     known = {name: prompt_means(start, tokenizer, prompts[name], FROZEN) for name in tests}
+    by_prompt = make_router(known, FROZEN)
     router, routed = {}, {}
     for domain, pairs in tests.items():
         texts = [pair.prompt for pair in pairs]
-        chosen = routes(known, prompt_means(start, tokenizer, texts, FROZEN))
+        chosen = nearest(by_prompt, prompt_means(start, tokenizer, texts, FROZEN))
         router[domain] = chosen.count(domain) / len(chosen)
         routed[domain] = routed_accuracy(experts, pairs, chosen)
     return {
@@ -253,8 +234,9 @@ def parameters_of(start: ModernBERT, trunk_names: list[str], experts: int) -> di
     }
 
 
-def flops_a_pair(config: Config, experts: dict[str, Fitted], tests: dict[str, list[Pair]],
-                 tokenizer: RowTokenizer, layers: int) -> dict[str, float]:
+def flops_a_pair(config: Config, experts: dict[str, Fitted | RewardModel],
+                 tests: dict[str, list[Pair]], tokenizer: RowTokenizer,
+                 layers: int) -> dict[str, float]:
     """FLOPs of judging a pair in both orders, on average: by one specialist, by all of them, and by
     the one that the router chooses, for which the trunk reads the prompt first."""
     sizes, prompts = [], []
@@ -271,3 +253,181 @@ def flops_a_pair(config: Config, experts: dict[str, Fitted], tests: dict[str, li
         "all, separate": len(experts) * one,
         "routed": one + router,
     }
+
+
+# ---------------------------------------------------------------- one folder of one's own runs
+
+
+class Run(NamedTuple):
+    """A finished run of train.py."""
+
+    path: Path
+    record: dict  # its run.json
+    settings: dict  # its tinyrm.json
+    model: ModernBERT
+
+    @property
+    def domain(self) -> str:
+        return self.settings["domain"]
+
+
+RUN_SETTINGS = ("data", "domain", "held_out", "limit", "seed", "revision")  # what pairs it had
+
+
+def read_run(path: Path) -> Run:
+    """ValueError for what is no finished run of a specialist."""
+    file, folder = path / "run.json", path / "model"
+    if not file.is_file():
+        raise ValueError(f"{path}: no run.json in it: give the folder of a run of train.py")
+    record = read_json(file, RECORD_FIELDS)
+    if "accuracy_after" not in (record.get("result") or {}) or not folder.is_dir():
+        raise ValueError(f"{path}: this run is not finished: go on with python train.py --resume "
+                         f"{path}")
+    settings = record.get("settings") or {}
+    missing = [name for name in RUN_SETTINGS if name not in settings]
+    missing += [name for name in ("fingerprint", "weights") if name not in record]
+    if missing:
+        raise ValueError(f"{file}: no {', '.join(missing)}: it is of an earlier version of "
+                         "train.py, train again")
+
+    check_model(folder)
+    if architecture_of(folder) != ENCODER:
+        raise ValueError(f"{path} is a causal twin: only encoders are merged")
+    shown = read_format(folder / "tinyrm.json")
+    if shown.get("domain") not in data.DOMAINS:
+        raise ValueError(f"{path} was trained on all domains: give specialists, of one each")
+    return Run(path, record, shown, tinyrm.load(folder, shown.get("head")))
+
+
+def check_alike(runs: list[Run]):
+    """ValueError for runs that cannot share a trunk and a way to show a pair."""
+    first, seen = runs[0], {}
+    for run in runs:
+        if run.domain in seen:
+            raise ValueError(f"{seen[run.domain]} and {run.path} are both for {run.domain}: give "
+                             "one run of each domain")
+        seen[run.domain] = run.path
+
+        if run.record["weights"] != first.record["weights"]:
+            raise ValueError(f"{first.path} and {run.path} began with different models: "
+                             f"{first.record.get('base')} and {run.record.get('base')}")
+        for name in ("template", "context", "head"):
+            ours, theirs = first.settings.get(name), run.settings.get(name)
+            if ours != theirs:
+                raise ValueError(f"{first.path} and {run.path} differ in --{name}: {ours} and "
+                                 f"{theirs}")
+        tokenizers = {sha256_of(one.path / "model/tokenizer.json") for one in (first, run)}
+        if len(tokenizers) > 1 or run.model.config != first.model.config:
+            raise ValueError(f"{first.path} and {run.path} have different tokenizers or "
+                             "configurations: train them on one model")
+
+
+def pairs_of(run: Run) -> PairSets:
+    """The pairs of a run, which its run.json names. ValueError if they are others by now."""
+    values = [run.record["settings"][name] for name in RUN_SETTINGS]
+    try:
+        pairs = load_sets(*values)
+    except ValueError as error:
+        raise ValueError(f"{run.path}: its pairs do not open: {error}") from None
+    if fingerprint(pairs.train + pairs.held_out + pairs.test) != run.record["fingerprint"]:
+        raise ValueError(f"{run.path}: its pairs changed since then: train again")
+    return pairs
+
+
+def router_of(runs: list[Run], pairs: dict[str, PairSets], layers: int) -> Router:
+    """The router on the trunk of these runs, of their own training pairs."""
+    model = runs[0].model
+    tokenizer = data.load_tokenizer(runs[0].path / "model")
+    machine = pick_device("auto", "auto")
+    model.set_compute_dtype(machine.dtype).to(machine.device)
+    known = {}
+    for domain, sets in pairs.items():
+        prompts = [pair.prompt for pair in sets.train]
+        known[domain] = prompt_means(model, tokenizer, prompts, layers)
+    model.to("cpu")
+    return make_router(known, layers)
+
+
+def merge_runs(paths: list[Path], out: Path):
+    """Write the folder `out`, whole or not at all, and say what it is worth."""
+    if os.path.lexists(out):
+        raise ValueError(f"{out} is already there: give another folder")
+    check_writable(out)
+    runs = [read_run(path) for path in paths]
+    check_alike(runs)
+    models = {run.domain: run.model for run in runs}
+    equal = generalist.equal_tensors(list(models.values()))
+    layers = generalist.shared_layers(runs[0].model, equal)
+    if layers == 0:
+        raise ValueError("no layer is equal in all of these runs: train with --freeze 1 or more")
+
+    pairs = {run.domain: pairs_of(run) for run in runs}
+    router = router_of(runs, pairs, layers)
+    settings = {run.domain: run.settings for run in runs}
+    with replacing(out) as temporary:
+        generalist.save(temporary, models, settings, router, runs[0].path / "model")
+    print(f"{out}: the embeddings and {layers} of {len(runs[0].model.model.layers)} layers of "
+          f"{len(runs)} specialists are there once")
+    tests = {domain: sets.test for domain, sets in pairs.items()}
+    show_worth(runs, out, tests, layers)
+
+
+def share_right(judge: RewardModel, pairs: list[Pair], domain: str) -> float:
+    """Share of the pairs that are judged right, both orders averaged; equal is half right. Their
+    domain is given as `domain`; "" gives none."""
+    items = [Item(pair.prompt, (pair.chosen, pair.rejected), domain=domain) for pair in pairs]
+    right = 0.0
+    for judged in judge.judge(items):
+        x = judged.log_odds
+        if x[0, 1] > x[1, 0]:
+            right += 1
+        elif x[0, 1] == x[1, 0]:
+            right += 0.5
+    return right / len(pairs)
+
+
+def show_worth(runs: list[Run], out: Path, tests: dict[str, list[Pair]], layers: int):
+    """What the merged folder costs, and how right it is, next to its specialists."""
+    whole = RewardModel.load(out)
+    separate = sum(p.numel() for run in runs for p in run.model.parameters())
+    share = whole.about["parameters"] / separate
+    print(f"parameters: {whole.about['parameters']:,}, {share:.0%} of the {separate:,} of "
+          f"{len(runs)} models")
+
+    print("\naccuracy on the test pairs of each run\n")
+    print("| domain | pairs | its specialist | merged, domain given | merged, by the prompt "
+          "| sent to its own |")
+    print("|---" * 6 + "|")
+    for run in runs:
+        pairs = tests[run.domain]
+        if not pairs:
+            print(f"| {run.domain} | 0 | - | - | - | - |")
+            continue
+        alone = share_right(RewardModel.load(run.path), pairs, run.domain)
+        given = share_right(whole, pairs, run.domain)
+        by_prompt = share_right(whole, pairs, "")
+        unnamed = [Item(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
+        sent = whole.domains_of(unnamed).count(run.domain) / len(pairs)
+        print(f"| {run.domain} | {len(pairs):,} | {alone:.3f} | {given:.3f} | {by_prompt:.3f} "
+              f"| {sent:.3f} |")
+
+    if all(tests.values()):
+        tokenizer = whole.prompt_format.tokenizer
+        cost = flops_a_pair(whole.model.config, whole.specialists, tests, tokenizer, layers)
+        print("\nMFLOPs a pair: " + ", ".join(f"{way} {n / 1e6:,.1f}" for way, n in cost.items()))
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path,
+                        help="finished runs of train.py, one for each domain: two or more")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write: a new one")
+    flags = parser.parse_args(argv)
+    if len(flags.runs) < 2:
+        raise ValueError("give two runs or more, and a new folder behind them")
+    merge_runs(flags.runs, flags.out)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

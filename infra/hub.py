@@ -54,6 +54,7 @@ MODEL_FILES = [
     "config.json", "tinyrm.json", "adapter_config.json", "adapter_model.safetensors",
     "model.safetensors", "model-*.safetensors", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "generalist.json", "trunk.safetensors", "specialist-*.json", "specialist-*.safetensors",
 ]
 
 # The Hub's * also stands for "/": of a model, folders such as checkpoint-9/ stay there.
