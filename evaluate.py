@@ -173,7 +173,8 @@ class RewardModel:
         model_class: type[ModernBERT] = ModernBERT,
         format_class: type[PromptFormat] = PromptFormat,
     ) -> "RewardModel":
-        """Open a run folder, a model folder in the Hub's layout, a PEFT adapter, or a Hub name.
+        """Open a run folder, a model folder in the Hub's layout, a PEFT adapter, a generalist's
+        folder (infra/generalist.py), or a Hub name.
 
         The format that a model was trained with is in tinyrm.json, next to its weights; what is
         given here overrides it. ValueError says what is missing or does not fit."""
@@ -205,14 +206,8 @@ class RewardModel:
         machine = pick_device(device, dtype)
         model.set_compute_dtype(machine.dtype).to(machine.device).eval()
 
-        # what is judged with, for the report
-        about = {
-            "model": str(name),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "weights": weights_version(folder, base),
-            "format": prompt_format.settings(),
-            "device": machine.reason,
-        }
+        weights = weights_version(folder, base)
+        about = about_judge(name, [model], weights, prompt_format, machine)
         return cls(model, prompt_format, machine.device, about)
 
     def compare(
@@ -705,36 +700,41 @@ def open_generalist(name: str | Path, folder: Path, given: dict, machine: Machin
     """The specialists of a generalist's folder as one judge; with a domain given, its specialist
     alone."""
     stored = generalist.load(folder, model_class)
-    tokenizer = data.load_tokenizer(folder)
-    about = {
-        "model": str(name),
-        "parameters": 0,
-        "weights": version_of(folder),
-        "format": {},
-        "device": machine.reason,
-    }
+    tokenizer, weights = data.load_tokenizer(folder), version_of(folder)
     only = given.pop("domain", "all")
-    specialists = {}
+    if only != "all" and only not in stored.models:
+        known = ", ".join(stored.models)
+        raise ValueError(f"--domain {only}: {name} has specialists for {known}: give one, or all")
+
+    specialists, formats = {}, {}
     for domain, model in stored.models.items():
         model.set_compute_dtype(machine.dtype).to(machine.device)
         settings = stored.settings[domain] | given
         prompt_format = make_format(name, folder, tokenizer, settings, model.config, format_class)
-        about_one = about | {"parameters": sum(p.numel() for p in model.parameters()),
-                             "format": prompt_format.settings()}
-        specialists[domain] = RewardModel(model, prompt_format, machine.device, about_one)
-    if only in specialists:
-        return specialists[only]
+        about = about_judge(name, [model], weights, prompt_format, machine)
+        specialists[domain] = RewardModel(model, prompt_format, machine.device, about)
+        formats[domain] = prompt_format.settings()
     if only != "all":
-        raise ValueError(f"--domain {only}: {name} has specialists for {', '.join(specialists)}")
+        return specialists[only]
 
-    # what all together are; parameters that they share count once
-    all_models = torch.nn.ModuleList(stored.models.values())
-    about["parameters"] = sum(p.numel() for p in all_models.parameters())
-    first = next(iter(specialists.values())).prompt_format
-    prompt_format = replace(first, domain="all", question=given.get("question", ""))
-    formats = {domain: one.prompt_format.settings() for domain, one in specialists.items()}
-    about["format"] = prompt_format.settings() | {"specialists": formats}
+    # what they have in common
+    prompt_format = replace(prompt_format, domain="all", question=given.get("question", ""))
+    about = about_judge(name, stored.models.values(), weights, prompt_format, machine)
+    about["format"]["specialists"] = formats
     return Generalist(specialists, prompt_format, stored.router, about)
+
+
+def about_judge(name: str | Path, models: Iterable[ModernBERT], weights: str,
+                prompt_format: PromptFormat, machine: Machine) -> dict:
+    """What is judged with, for the report. Parameters that several models share count once."""
+    parameters = torch.nn.ModuleList(models).parameters()
+    return {
+        "model": str(name),
+        "parameters": sum(p.numel() for p in parameters),
+        "weights": weights,
+        "format": prompt_format.settings(),
+        "device": machine.reason,
+    }
 
 
 def make_format(name: str | Path, folder: Path, tokenizer: RowTokenizer, settings: dict,
