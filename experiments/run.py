@@ -711,13 +711,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name, least in (("jobs", 1), ("seeds", 1), ("most", 0)):
         if getattr(flags, name) < least:
             raise ValueError(f"--{name} {getattr(flags, name)}: give {least} or more")
+    unfit = [model for model in flags.model if not is_nano(model) or model in NO_MERGE]
+    if "merge" in flags.groups and unfit:
+        raise ValueError(f"merge: runs on nano's encoders, not on {', '.join(unfit)}: merge runs "
+                         "of your own with python experiments/merge.py")
     if not flags.groups:
-        flags.groups = names
-    strange = [model for model in flags.model if not is_nano(model) or model in NO_MERGE]
-    if "merge" in flags.groups and strange:
-        raise ValueError(f"merge: runs on nano's encoders, not on {', '.join(strange)}: merge runs "
-                         "of your own with the functions of experiments/merge.py")
+        flags.groups = [name for name in names if has_runs(name, flags)]
     return flags
+
+
+def has_runs(name: str, flags: argparse.Namespace) -> bool:
+    """Whether a group, of which nobody has asked by name, has anything for these models."""
+    if name == "rates":
+        return True
+    if name == "merge":
+        return all(is_nano(model) and model not in NO_MERGE for model in flags.model)
+    try:
+        comparisons(name, flags.model, flags.domain, flags.pairs)
+    except ValueError:
+        return False
+    return True
 
 
 def methods_of(families: dict[str, list[Comparison]], merged: list[str]) -> dict[str, str]:

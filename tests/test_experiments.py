@@ -861,6 +861,14 @@ def test_wrong_flags_are_one_line(words, message, monkeypatch, capsys):
     assert printed.err.startswith(f"error: {message}") and printed.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("model, groups", [
+    ("nano", ["rates", "claims", "freeze", "sight", "question", "controls", "merge"]),
+    ("large", ["rates", "claims", "freeze", "sight", "question", "controls"]),
+    ("ettin-17m", ["rates", "claims", "freeze", "sight", "question", "causal", "controls"])])
+def test_without_a_group_all_are_taken_that_have_something_for_the_model(model, groups):
+    assert run.parse(["--model", model]).groups == groups
+
+
 def test_a_plan_has_hours_and_makes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "RECORDS", tmp_path)
     monkeypatch.setattr(run, "make_missing", lambda jobs, records, files, workers, most: most)
