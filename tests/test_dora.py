@@ -535,3 +535,15 @@ def test_the_benchmark_against_lora_gives_the_other_side_lora(tmp_path, side, ha
     adapters = dora.adapters(benchmark.adapted_model(args)).values()
     assert len(adapters) > 0
     assert all((adapted.m is not None) == has_magnitudes for adapted in adapters)
+
+
+@pytest.mark.parametrize("rows", [1, 127, 128, 129, 300])
+@pytest.mark.parametrize("dtype, most", [(torch.bfloat16, 1e-6), (torch.float32, 1e-6)])
+def test_the_sums_for_the_magnitude_are_added_up_in_its_precision(rows, dtype, most):
+    generator = torch.Generator().manual_seed(rows)
+    g, y = torch.randn(2, rows, 40, generator=generator).to(dtype)
+    exact = (g.double() * y.double()).sum(0)
+    found = dora.column_dots(g, y, torch.float32)
+    assert found.dtype == torch.float32
+    size = (g.double() * y.double()).abs().sum(0)  # what rounding is a share of
+    assert ((found - exact).abs() / size).max() < most
