@@ -912,7 +912,9 @@ def test_a_signal_while_judging_is_a_line_and_a_code(tiny, tmp_path, number, lin
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert (process.returncode, err) == (128 + number, line)
+    # on a slow machine it may have said by then how far it is
+    lines = [one for one in err.splitlines(keepends=True) if not one.startswith("judging ")]
+    assert (process.returncode, lines) == (128 + number, [line])
     assert not list(tmp_path.glob("**/*.tmp"))
 
 
