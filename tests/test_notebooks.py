@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXPECTED = "cloze modernbert dora train_and_judge claims open_questions".split()
+EXPECTED = "cloze modernbert dora train_and_judge claims open_questions your_own_pairs".split()
+CELLS, WORDS = 20, 500  # at most, in a notebook; the words are those of its markdown
 
 
 def cells(path, kind="code"):
@@ -41,7 +42,8 @@ def test_there_is_a_notebook_for_each_part_of_the_paper_in_order():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_is_short_and_executed_without_errors(path):
     every = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    assert len(every) <= 20
+    assert len(every) <= CELLS
+    assert sum(len(source(cell).split()) for cell in cells(path, "markdown")) <= WORDS
     assert max(len(source(cell).splitlines()) for cell in every) <= 40
     code = cells(path)
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
