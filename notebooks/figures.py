@@ -120,6 +120,22 @@ def rows_of_a_pair(spans: list[dict[str, tuple[int, int]]], lengths: Sequence[in
     plt.show()
 
 
+def lengths_of_pairs(chosen: Sequence[float], rejected: Sequence[float], unit: str, title: str):
+    """A point a pair: how long its better response is, and how long the other."""
+    chosen, rejected = np.asarray(chosen), np.asarray(rejected)
+    longest = 1.1 * max(chosen.max(), rejected.max())
+    fig, ax = plt.subplots(figsize=(4.2, 3.6))
+    ax.plot([0, longest], [0, longest], color=GREY, ls="--", lw=1)
+    ax.plot(rejected, chosen, "o", color=PALETTE[0], mfc="white", ms=5)
+    ax.text(0.04, 0.93, f"better one longer: {np.sum(chosen > rejected)}", fontsize=8,
+            transform=ax.transAxes)
+    ax.text(0.97, 0.05, f"shorter: {np.sum(chosen < rejected)}", fontsize=8, ha="right",
+            transform=ax.transAxes)
+    ax.set(xlim=(0, longest), ylim=(0, longest), aspect="equal", title=title,
+           xlabel=f"the other response ({unit})", ylabel=f"the better response ({unit})")
+    plt.show()
+
+
 def heat_map(table, names: Sequence[str], xlabel: str, ylabel: str, title: str):
     """Probabilities, (X, X): dark is 1."""
     fig, ax = plt.subplots(figsize=(4.8, 3.9))
@@ -167,6 +183,43 @@ def attention_maps(maps: list, names: list[str]):
     plt.show()
 
 
+def attention_over_text(words: list[str], panels: dict[str, Sequence[float]],
+                        spans: dict[str, tuple[int, int]], title: str, width: int = 78):
+    """A row's text, its tokens shaded by the attention that one position pays to them: a panel a
+    model. What gets 5 % or more has its share below. spans: {part: (first token, end)}."""
+    places, x, line = [], 0.0, 0
+    for word in words:
+        if x + len(word) > width:
+            x, line = 0.0, line + 1
+        places.append((x, line))
+        x += len(word) + 0.5
+
+    most = max(float(max(shares)) for shares in panels.values())
+    shade = plt.get_cmap("Blues")
+    fig, axes = plt.subplots(len(panels), 1, figsize=(9, len(panels) * (0.55 + 0.55 * (line + 1))),
+                             squeeze=False)
+    for ax, (name, shares) in zip(axes[:, 0], panels.items(), strict=True):
+        for word, (x, line), share in zip(words, places, shares, strict=True):
+            darkness = float(share) / most
+            ax.add_patch(plt.Rectangle((x, line - 0.27), len(word), 0.46, color=shade(darkness)))
+            ax.text(x + len(word) / 2, line - 0.04, word, ha="center", va="center", fontsize=8.5,
+                    family="monospace", color="white" if darkness > 0.6 else "black")
+            if share >= 0.05:
+                ax.text(x + len(word) / 2, line + 0.33, f"{share:.0%}", ha="center", va="center",
+                        fontsize=7)
+        for place, (part, (start, end)) in enumerate(spans.items()):
+            for (x, line), word in list(zip(places, words, strict=True))[start:end]:
+                ax.plot([x - 0.25, x + len(word) + 0.25], [line - 0.33] * 2, lw=2.5,
+                        color=PALETTE[place % len(PALETTE)], solid_capstyle="butt")
+            ax.text(places[start][0], places[start][1] - 0.36, part, fontsize=7, va="bottom",
+                    color=INKS[place % len(INKS)])
+        ax.set(xlim=(-1, width + 1), ylim=(places[-1][1] + 0.5, -0.75))
+        ax.set_title(name, loc="left", fontsize=9)
+        ax.axis("off")
+    fig.suptitle(title, fontsize=10)
+    plt.show()
+
+
 def scores_by_length(lengths: Sequence[int], scores: dict[str, Sequence[int]]):
     """The work of one attention layer."""
     fig, ax = plt.subplots(figsize=(6, 2.8))
@@ -210,6 +263,32 @@ def rows_turned_and_stretched(arrows: dict[str, tuple], rows: int):
         ax.set_aspect("equal")
     axes[0].set_ylabel("across it")
     axes[0].text(0.55, 0.9, "old length", color=GREY, fontsize=8)
+    plt.show()
+
+
+def stack_of_layers(parts: list[str], states: list[str], notes: list[str], title: str):
+    """The parts of a model from bottom to top, each "frozen" (grey, hatched) or "trains" (blue),
+    and what is computed for it. Arrows: how far the forward and the backward pass go."""
+    colours = {"frozen": ("0.85", "0.55"), "trains": (PALETTE[2], PALETTE[0])}
+    fig, ax = plt.subplots(figsize=(7.6, 0.44 * len(parts) + 0.7))
+    for y, (part, state, note) in enumerate(zip(parts, states, notes, strict=True)):
+        face, edge = colours[state]
+        hatch = "///" if state == "frozen" else None
+        ax.add_patch(plt.Rectangle((0, y), 3, 0.8, facecolor=face, edgecolor=edge, hatch=hatch))
+        ax.text(1.5, y + 0.4, f"{part}: {state}", ha="center", va="center", fontsize=8,
+                bbox={"facecolor": face, "edgecolor": "none", "pad": 1})
+        ax.text(3.9, y + 0.4, note, va="center", fontsize=8)
+
+    # forward goes through all of it, backward to the lowest part that trains
+    lowest = states.index("trains")
+    arrow = {"arrowstyle": "-|>", "lw": 1.5}
+    ax.annotate("", (-0.25, len(parts)), (-0.25, 0), arrowprops=arrow | {"color": "black"})
+    ax.text(-0.35, len(parts) / 2, "forward", rotation=90, ha="right", va="center", fontsize=8)
+    ax.annotate("", (3.35, lowest), (3.35, len(parts)), arrowprops=arrow | {"color": PALETTE[1]})
+    ax.text(3.45, (lowest + len(parts)) / 2, "backward", rotation=270, ha="left", va="center",
+            fontsize=8, color=INKS[1])
+    ax.set(xlim=(-0.8, 9), ylim=(-0.1, len(parts) + 0.1), title=title)
+    ax.axis("off")
     plt.show()
 
 
