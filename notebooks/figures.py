@@ -64,8 +64,8 @@ def coin(ax, where: float = 0.5, vertical: bool = False, text: str = "a coin's t
         ax.axvline(where, color=GREY, ls="--", lw=1)
         return
     ax.axhline(where, color=GREY, ls="--", lw=1)
-    ax.text(0.99, where, text, color=GREY, fontsize=8, ha="right", va="top",
-            transform=ax.get_yaxis_transform())
+    ax.annotate(text, (0.99, where), xycoords=ax.get_yaxis_transform(), xytext=(0, -3),
+                textcoords="offset points", color=GREY, fontsize=8, ha="right", va="top")
 
 
 def ink(colour: str) -> str:
