@@ -119,6 +119,8 @@ def read_record(folder: str, given: dict, settings_class: type) -> dict:
     record["settings"] = settings | given
     if record.get("products") not in ("default", "onednn"):
         raise ValueError(f"{folder}/run.json: products is damaged: restore it, or begin a new run")
+    if record.get("dtype", "float32") not in ("float32", "bfloat16"):  # earlier runs do not say
+        raise ValueError(f"{folder}/run.json: dtype is damaged: restore it, or begin a new run")
     if "data" in given:  # the commits of the data before do not matter, that of the model does
         pinned = record["settings"]["revision"]
         record["settings"]["revision"] = [word for word in pinned if "=" not in word]
@@ -181,7 +183,7 @@ def choose_products(record: dict, model: ModernBERT, hardware: Machine) -> str:
 
 def check_record(path: str, record: dict, now: dict):
     """ValueError where run.json is not what this run wrote, or what it rests on has changed."""
-    record.setdefault("dtype", now["dtype"])  # earlier runs do not say
+    record.setdefault("dtype", now["dtype"])
     for key, value in now.items():
         if type(record.get(key)) is not type(value):
             raise ValueError(f"{path}/run.json: {key} is damaged: restore it, or begin a new run")

@@ -171,6 +171,14 @@ def test_a_run_does_not_go_on_in_another_precision(half_a_run):
         train.main(["--resume", str(half_a_run.parent)])
 
 
+@pytest.mark.parametrize("dtype", [None, 7, "a\nb", "float16"])
+def test_a_run_whose_precision_is_damaged_is_refused(half_a_run, dtype):
+    record = json.loads(half_a_run.read_text())
+    half_a_run.write_text(json.dumps(record | {"dtype": dtype}))
+    with pytest.raises(ValueError, match="dtype is damaged"):
+        train.main(["--resume", str(half_a_run.parent)])
+
+
 def test_a_run_of_before_does_not_say_its_precision_and_goes_on(half_a_run):
     record = json.loads(half_a_run.read_text())
     del record["dtype"]
