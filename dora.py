@@ -188,11 +188,10 @@ def adapt(model: ModernBERT, adapter: str = "dora", rank: int = 8, alpha: float 
     on head.dense, and never on the tied decoder, where merging would change the embeddings (peft
     #2018). The fresh classifier of head "cls" always trains.
 
-    Under an adapter nothing else trains: not W, not the norms, not the embeddings. In full
-    fine-tuning all trains but what is frozen. freeze=N with N >= 1 freezes the embeddings, hence
-    the decoder matrix that is tied to them, and the N bottom layers; 0 freezes no layer (under an
-    adapter each gets one). Raises ValueError for
-    settings that this model cannot have."""
+    Under an adapter nothing else of the encoder trains: not W, not the norms, not the embeddings.
+    freeze=N with N >= 1 freezes the embeddings, hence the decoder matrix that is tied to them, and
+    the N bottom layers; in full fine-tuning all else trains. 0 freezes no layer (under an adapter
+    each gets one). Raises ValueError for settings that this model cannot have."""
     layers = model.model.layers
     if adapter not in ADAPTERS:
         raise ValueError(f"--adapter {adapter}: give one of {', '.join(ADAPTERS)}")

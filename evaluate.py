@@ -718,7 +718,8 @@ def open_generalist(name: str | Path, folder: Path, given: dict, machine: Machin
         return specialists[only]
 
     # what they have in common
-    prompt_format = replace(prompt_format, domain="all", question=given.get("question", ""))
+    first = next(iter(specialists.values())).prompt_format
+    prompt_format = replace(first, domain="all", question=given.get("question", ""))
     about = about_judge(name, stored.models.values(), weights, prompt_format, machine)
     about["format"]["specialists"] = formats
     return Generalist(specialists, prompt_format, stored.router, about)

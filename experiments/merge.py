@@ -161,7 +161,7 @@ def merged(start: ModernBERT, tokenizer: RowTokenizer, experts: dict[str, Fitted
     for domain, expert in experts.items():
         alone[domain] = accuracy(expert.model, expert.prompt_format, tests[domain])
 
-    # the domain is not given: it is told from the prompt
+    # the domain is not given: the router takes it from the prompt
     known = {name: prompt_means(start, tokenizer, prompts[name], FROZEN) for name in tests}
     by_prompt = make_router(known, FROZEN)
     router, routed = {}, {}

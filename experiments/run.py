@@ -188,7 +188,9 @@ def comparisons(group: str, models: Iterable[str], domains: list[str],
         for contrast in GROUPS[group]:
             if contrast.models and model not in contrast.models:
                 continue
-            own = [domain for domain in domains if domain in (contrast.domains or domains)]
+            own = domains
+            if contrast.domains:
+                own = [domain for domain in domains if domain in contrast.domains]
             for pairs in contrast.budgets:
                 if pairs not in budgets or not own:
                     continue

@@ -280,6 +280,7 @@ def pick_micro_tokens(asked: int, model: ModernBERT, hardware: Machine) -> Token
     memory = memory_of(model, hardware.dtype)
     free = torch.cuda.mem_get_info(hardware.device)[0]  # the weights are there already
     free -= sum(size for what, size in memory.fixed.items() if what != "weights")
+    free = max(free, 0)
     tokens = int(0.6 * free / memory.per_token)
     tokens = max(2048, min(tokens, 131_072))
     reason = f"0.6 of the {free / 2**30:.0f} GiB that gradients, moments and copies leave"
