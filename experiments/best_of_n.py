@@ -23,9 +23,7 @@ written the moment it is judged, and never made again.
 """
 
 import argparse
-import json
 import math
-import os
 import random
 import sys
 from functools import cache
@@ -43,6 +41,7 @@ from data import Item, Pair  # noqa: E402
 from evaluate import RewardModel  # noqa: E402
 from experiments import fit, stats  # noqa: E402
 from experiments.fit import PASSES, Cell  # noqa: E402
+from experiments.record_files import append_record, read_lines  # noqa: E402
 from infra.hub import version_of  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
 
@@ -208,24 +207,14 @@ def setup() -> dict:
             "candidates": KINDS, "N": list(NS)}
 
 
-def read_records(path: Path) -> dict[Run, dict]:
-    """The records of this setup. A last line that was cut by a kill is left out, and taken from the
-    file, so that the next one begins a new line."""
-    if not path.exists():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    whole = text[:text.rfind("\n") + 1]
-    if whole != text:
-        os.truncate(path, len(whole.encode()))
+def key_of(record: dict) -> Run:
+    return Run(record["context"], record["pairs"], record["seed"])
 
+
+def read_records(path: Path, only_look: bool = False) -> dict[Run, dict]:
+    """The records of this setup."""
     records, wanted = {}, setup()
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            record = json.loads(line)
-            run = Run(record["context"], record["pairs"], record["seed"])
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{path}, line {number}: no record ({error!r}): take the line out") \
-                from None
+    for run, record in read_lines(path, key_of, only_look):
         if {name: record.get(name) for name in wanted} == wanted:
             records[run] = record
     return records
@@ -311,7 +300,7 @@ def main(argv: list[str] | None = None):
         raise ValueError(f"--seeds {flags.seeds}: give 1 or more")
     torch.set_num_threads(1)  # the same numbers on any machine of a kind
 
-    records = read_records(RECORDS)
+    records = read_records(RECORDS, flags.print)
     candidates = [] if flags.print else all_candidates()
     # seed by seed, so that all cells grow alike
     for seed in range(1, flags.seeds + 1):
@@ -321,9 +310,7 @@ def main(argv: list[str] | None = None):
                 if flags.print or run in records:
                     continue
                 records[run] = make(run, candidates)
-                RECORDS.parent.mkdir(exist_ok=True)
-                with open(RECORDS, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(records[run]) + "\n")
+                append_record(RECORDS, records[run])
                 print(f"{context}, {pairs} pairs, seed {seed}: right at {NS[-1]} "
                       f"{records[run]['kinds']['right'][-1]:.3f}", file=sys.stderr, flush=True)
     show(records, flags.context, flags.pairs)

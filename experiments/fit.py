@@ -281,30 +281,29 @@ def benchmark_scores(fitted: Fitted, names: tuple[str, ...]) -> dict[str, dict[s
     return scores
 
 
-def diverged(cell: Cell, seed: int, rate: float, part: str, settings: train.Settings,
-             reason: str) -> dict:
-    """The record of a run that ended in no numbers: nothing is right. So its rate is not chosen,
-    and the grid goes on."""
-    return {
-        **cell._asdict(), "seed": seed, "part": part, "data": list(settings.data),
-        "accuracy": dict.fromkeys(domains_of(cell), 0.0), "n": dict.fromkeys(domains_of(cell), 0),
-        "benchmarks": {}, "rate": settings.lr, "passes": settings.epochs, "steps": 0, "tokens": 0,
-        "seconds": 0.0, "base": version_of(folder_of(cell.model)), "torch": torch.__version__,
-        "diverged": reason,
-    }
-
-
 def run(cell: Cell, seed: int, rate: float, part: str = "test", files: tuple[str, ...] = (),
         everywhere: bool = False, benchmarks: tuple[str, ...] = ()) -> dict:
     """Train, judge on a part ("choose" or "test") of the cell's domains (with `everywhere` of
     all domains) and on benchmarks, and return the record."""
     settings = settings_of(cell, seed, rate, files)
     pairs = training_pairs(cell, seed, settings.data)
+    record = {
+        **cell._asdict(),
+        "seed": seed,
+        "part": part,
+        "data": list(settings.data),
+        "rate": settings.lr,
+        "passes": settings.epochs,
+        "base": version_of(folder_of(cell.model)),
+        "torch": torch.__version__,
+    }
     began = time.perf_counter()
     try:
         fitted = fit(cell, settings, pairs)
     except train.NotFinite as error:
-        return diverged(cell, seed, rate, part, settings, str(error))
+        # Nothing is right: this rate will not be chosen, and the grid goes on.
+        nothing = dict.fromkeys(domains_of(cell), 0.0)
+        return record | {"accuracy": nothing, "steps": 0, "tokens": 0, "diverged": str(error)}
     seconds = time.perf_counter() - began
 
     accuracies, n = {}, {}
@@ -312,21 +311,13 @@ def run(cell: Cell, seed: int, rate: float, part: str = "test", files: tuple[str
         judged_by = getattr(sets_of(domain, settings.data), part)
         accuracies[domain] = round(accuracy(fitted.model, fitted.prompt_format, judged_by), 4)
         n[domain] = len(judged_by)
-    return {
-        **cell._asdict(),
-        "seed": seed,
-        "part": part,
-        "data": list(settings.data),
+    return record | {
         "accuracy": accuracies,
         "n": n,
         "benchmarks": benchmark_scores(fitted, benchmarks),
-        "rate": settings.lr,
-        "passes": settings.epochs,
         "steps": fitted.steps,
         "tokens": fitted.tokens,
         "first loss": round(fitted.losses[0], 3),
         "last loss": round(fitted.losses[-1], 3),
         "seconds": round(seconds, 1),
-        "base": version_of(folder_of(cell.model)),
-        "torch": torch.__version__,
     }

@@ -24,7 +24,6 @@ Shapes: N words, D hidden.
 """
 
 import argparse
-import json
 import random
 import sys
 from collections import Counter
@@ -46,6 +45,7 @@ import tinyrm  # noqa: E402
 from data import Pair  # noqa: E402
 from experiments import fit, measure, run, stats  # noqa: E402
 from experiments.fit import Cell  # noqa: E402
+from experiments.record_files import append_record, read_lines  # noqa: E402
 from infra.hub import version_of  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
 from tinyrm import ModernBERT  # noqa: E402
@@ -263,28 +263,15 @@ def make_record(job: Job, rate: float) -> dict:
     }
 
 
-def read_records(rates: dict[str, float]) -> dict[Job, dict]:
-    """The records of the present weights, rates and passes. A last line that was cut by a kill is
-    left out."""
-    if not RECORDS.exists():
-        return {}
-    text = RECORDS.read_text(encoding="utf-8")
+def read_records(rates: dict[str, float], only_look: bool = False) -> dict[Job, dict]:
+    """The records of the present weights, rates and passes."""
     base = version_of(fit.folder_of(MODEL))
     records = {}
-    for line in text[:text.rfind("\n") + 1].splitlines():
-        record = json.loads(line)
-        now = (base, rates[record["method"]], PASSES)
+    for job, record in read_lines(RECORDS, key_of, only_look):
+        now = (base, rates[job.method], PASSES)
         if (record["base"], record["rate"], record["passes"]) == now:
-            records[key_of(record)] = record
+            records[job] = record
     return records
-
-
-def keep(record: dict) -> None:
-    RECORDS.parent.mkdir(exist_ok=True)
-    text = RECORDS.read_text(encoding="utf-8") if RECORDS.exists() else ""
-    with open(RECORDS, "a", encoding="utf-8") as file:
-        file.truncate(len(text[:text.rfind("\n") + 1].encode()))  # without half a line
-        file.write(json.dumps(record) + "\n")
 
 
 def chosen_rates() -> dict[str, float]:
@@ -341,7 +328,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)  # the same numbers on any machine of a kind
 
     rates = chosen_rates()
-    records = read_records(rates)
+    records = read_records(rates, flags.print)
     if not flags.print:
         jobs = [Job(words, method, seed) for seed in range(1, flags.seeds + 1)
                 for words in WORDS for method in METHODS]
@@ -350,7 +337,7 @@ def main(argv: list[str] | None = None) -> None:
             missing = missing[:flags.most]
         for job in missing:
             record = make_record(job, rates[job.method])
-            keep(record)
+            append_record(RECORDS, record)
             records[job] = record
             right = record["after"]["same words"]
             print(f"{job.words} {job.method} seed {job.seed}: {right:.3f}", flush=True)

@@ -29,9 +29,7 @@ the command line.
 """
 
 import argparse
-import json
 import multiprocessing
-import os
 import signal
 import sys
 from collections.abc import Iterable
@@ -53,6 +51,7 @@ from experiments.fit import (  # noqa: E402
     folder_of,
     is_nano,
 )
+from experiments.record_files import append_record, read_lines  # noqa: E402
 from infra.benchmarks import BENCHMARKS  # noqa: E402
 from infra.hub import MODEL_NAMES, ROOT, version_of  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
@@ -339,17 +338,19 @@ def jobs_of(compared: list[Comparison], seeds: int, rates: dict[str, float]) -> 
 # ------------------------------------------------------------------------- making what is missing
 
 
+def path_of(model: str) -> Path:
+    """The file of a model's records."""
+    return RECORDS / f"{Path(model).name}.jsonl"
+
+
 def read_records(model: str, files: tuple[str, ...], only_look: bool = False) -> dict[str, dict]:
     """The records of a model by their names; those of other weights or other pairs are left out and
     counted. A last line that was cut by a kill is left out, and taken from the file by a run that
     will add to it. Only to look at them, no weights are fetched or asked for."""
-    path = RECORDS / f"{Path(model).name}.jsonl"
-    if not path.exists():
+    path = path_of(model)
+    found = read_lines(path, key_of, only_look)
+    if not found:
         return {}
-    text = path.read_text(encoding="utf-8")
-    whole = text[:text.rfind("\n") + 1]
-    if whole != text and not only_look:
-        os.truncate(path, len(whole.encode()))  # the next record begins a new line
 
     base = None
     if only_look and not is_here(model):
@@ -359,35 +360,22 @@ def read_records(model: str, files: tuple[str, ...], only_look: bool = False) ->
         base = version_of(folder_of(model))
     pairs = list(data_of(model, files))
 
-    records, strange = {}, 0
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            record = json.loads(line)
-            key = key_of(record)
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{path}, line {number}: no record ({error!r}): take the line out") \
-                from None
-        if record["data"] != pairs or base not in (None, record["base"]):
-            strange += 1
-            continue
-        records[key] = record
-    if strange:
-        print(f"{path.name}: {strange} records are of other weights or pairs than these: left out",
+    kept, left_out = {}, 0
+    for key, record in found:
+        if record["data"] == pairs and base in (None, record["base"]):
+            kept[key] = record
+        else:
+            left_out += 1
+    if left_out:
+        print(f"{path.name}: {left_out} records are of other weights or pairs than these: left out",
               file=sys.stderr)
-    return records
+    return kept
 
 
 def is_here(model: str) -> bool:
     """Whether a model's weights are in a folder (those of the Hub need not be in its cache)."""
     made = ROOT / "runs" / model
     return model == "random" or made.is_dir() or Path(MODEL_NAMES.get(model, model)).is_dir()
-
-
-def keep(record: dict) -> None:
-    RECORDS.mkdir(exist_ok=True)
-    name = Path(record["model"]).name
-    with open(RECORDS / f"{name}.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
 
 
 class Task(NamedTuple):
@@ -429,7 +417,7 @@ def make_missing(jobs: list[Job] | list[MergeJob], records: dict[str, dict],
         futures = [pool.submit(make, Task(job, files, benchmarks)) for job in waiting]
         for number, future in enumerate(as_completed(futures), 1):
             record = future.result()
-            keep(record)
+            append_record(path_of(record["model"]), record)
             records[key_of(record)] = record
             print(f"{number} of {len(waiting)}: {key_of(record)}{result_of(record)}", flush=True)
     except BrokenProcessPool:

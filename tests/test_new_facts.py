@@ -14,6 +14,7 @@ import torch
 import data
 from experiments import new_facts
 from experiments.new_facts import Job, known_words, new_words, pairs_of
+from experiments.record_files import append_record
 from infra.hub import ROOT, version_of
 
 sys.path.insert(0, str(ROOT / "nano"))
@@ -127,10 +128,10 @@ def test_the_table_has_a_line_a_method(capsys):
 def test_records_survive_a_kill_and_know_their_rate(tmp_path, monkeypatch):
     monkeypatch.setattr(new_facts, "RECORDS", tmp_path / "records/new-facts.jsonl")
     jobs = [Job("new", "DoRA", seed) for seed in (1, 2, 3)]
-    new_facts.keep(a_record(jobs[0]))
+    append_record(new_facts.RECORDS, a_record(jobs[0]))
     with open(new_facts.RECORDS, "a") as file:
         file.write('{"words": "ne')
     assert list(new_facts.read_records({"DoRA": 5e-3})) == jobs[:1]
-    new_facts.keep(a_record(jobs[1]))
+    append_record(new_facts.RECORDS, a_record(jobs[1]))
     assert list(new_facts.read_records({"DoRA": 5e-3})) == jobs[:2]
     assert not new_facts.read_records({"DoRA": 1e-2})  # another rate was chosen since
