@@ -98,11 +98,19 @@ def paper_flops(width: int, layers: int, heads: int, inner: int) -> int:
 # template's few words are left out.
 TOGETHER, ALONE = 512, 320
 
-SHAPES = {
-    "base": {"hidden_size": 768, "num_hidden_layers": 22, "num_attention_heads": 12,
-             "intermediate_size": 1152},
-    "large": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16,
-              "intermediate_size": 2624},
+
+class Shape(NamedTuple):
+    layers: int
+    width: int
+    inner: int
+
+
+BASE, LARGE = Shape(22, 768, 1152), Shape(28, 1024, 2624)
+SHAPES = {  # of models that are counted without their files
+    "base": BASE, "large": LARGE, "large-instruct": LARGE, "random-large": LARGE,
+    "ettin-17m": Shape(7, 256, 384), "ettin-32m": Shape(10, 384, 576),
+    "ettin-68m": Shape(19, 512, 768), "ettin-150m": BASE, "ettin-400m": LARGE,
+    "ettin-1b": Shape(28, 1792, 3840),
 }
 SCALAR_MODELS = {"scalar model, 8 billion": 8e9, "scalar model, 70 billion": 70e9}
 
@@ -130,8 +138,12 @@ def verdicts() -> list[Verdict]:
         "single": [ALONE, ALONE],
     }
     found = []
-    for judge, shape in SHAPES.items():
-        config = Config.from_json({"model_type": "modernbert", "vocab_size": 50_368, **shape})
+    for judge in ("base", "large"):
+        shape = SHAPES[judge]
+        config = Config.from_json({
+            "model_type": "modernbert", "vocab_size": 50_368, "num_hidden_layers": shape.layers,
+            "hidden_size": shape.width, "intermediate_size": shape.inner,
+            "num_attention_heads": shape.width // 64})
         for how, sizes in rows.items():
             counted = flops(config, sizes, torch.device("cuda"))
             found.append(Verdict(judge, how, sum(sizes), counted))

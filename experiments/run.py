@@ -51,6 +51,7 @@ from experiments.fit import (  # noqa: E402
     folder_of,
     is_nano,
 )
+from experiments.flops import SHAPES  # noqa: E402
 from experiments.record_files import append_record, read_lines  # noqa: E402
 from infra.benchmarks import BENCHMARKS  # noqa: E402
 from infra.hub import MODEL_NAMES, ROOT, version_of  # noqa: E402
@@ -632,13 +633,6 @@ def show_rates(rates: dict[str, float], trials: list[Job]) -> None:
 
 
 ROW_TOKENS = 900  # assumed of the paper's pairs, both responses and the prompt
-# Layers, width and inner width of the models that the plan may be asked about without their files.
-BASE, LARGE = (22, 768, 1152), (28, 1024, 2624)
-SHAPES = {
-    "base": BASE, "large": LARGE, "large-instruct": LARGE, "random-large": LARGE,
-    "ettin-17m": (7, 256, 384), "ettin-32m": (10, 384, 576), "ettin-68m": (19, 512, 768),
-    "ettin-150m": BASE, "ettin-400m": LARGE, "ettin-1b": (28, 1792, 3840),
-}
 H200 = 0.3 * 790e12  # FLOPs a second, at the 30 % of the product rate that training is expected at
 
 
@@ -650,8 +644,9 @@ def shape_of(model: str) -> str:
 def training_flops(cell: Cell) -> float:
     """Of a run: three forward passes' worth for each row of each pass (what freezing saves is left
     out), and one for each row of the test. Two FLOPs for a multiply-add, products alone."""
-    layers, width, inner = SHAPES[shape_of(cell.model)]
-    of_token = 2 * layers * (4 * width * width + 3 * width * inner)
+    shape = SHAPES[shape_of(cell.model)]
+    of_layer = 4 * shape.width * shape.width + 3 * shape.width * shape.inner
+    of_token = 2 * shape.layers * of_layer
     domains = len(data.DOMAINS) if cell.domain == "all" else 1
     trained = 2 * domains * cell.pairs * PASSES[cell.pairs]
     judged = 2 * domains * fit.TEST
