@@ -9,6 +9,7 @@ words of the test are the same for all seeds.
 import math
 import sys
 import time
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -51,12 +52,17 @@ class Cell(NamedTuple):
     adapter: str = "dora"
     freeze: int | str = RECIPE
     question: str = ""  # "": that of the domain
+    labels: str = ""  # two words to find at [MASK], with a space between; "": the template's
     sight: str = "all"  # what may be seen in training: see experiments/sight.py
-    judged: str = ""  # what may be seen in judging; "": as in training
+    # in judging; "": as in training
+    judged_question: str = ""
+    judged_template: str = ""
+    judged_sight: str = ""
 
 
 # Fields that came when there were records already: one without the field has its default.
-LATER_FIELDS = ("question", "sight", "judged")
+LATER_FIELDS = ("question", "labels", "sight",
+                "judged_question", "judged_template", "judged_sight")
 
 
 class Architecture(NamedTuple):
@@ -66,7 +72,22 @@ class Architecture(NamedTuple):
     format_class: type[PromptFormat]
 
 
+@dataclass(frozen=True)
+class LabelFormat(PromptFormat):
+    """Rows whose verdict is one of two other words."""
+
+    labels: str = ""  # both, with a space between; "": the template's
+
+    @property
+    def label_words(self) -> tuple[str, str]:
+        if not self.labels:
+            return super().label_words
+        first, second = self.labels.split()
+        return f" {first}", f" {second}"  # they stand behind a word, as those of `option` do
+
+
 ENCODER = Architecture(ModernBERT, PromptFormat)
+LABELLED = Architecture(ModernBERT, LabelFormat)
 CAUSAL = Architecture(CausalModernBERT, CausalPromptFormat)
 SEEING = Architecture(SightModernBERT, SightFormat)
 
@@ -78,18 +99,25 @@ def architecture_of(folder: Path, cell: Cell | None = None) -> Architecture:
     if model_type == CAUSAL.model_class.config_class.model_type:
         if cell is not None and forbids(cell):
             raise ValueError(f"{folder}: a decoder, in which nothing more can be forbidden to see")
+        if cell is not None and cell.labels:
+            raise ValueError(f"{folder}: other label words are for encoders alone")
         return CAUSAL
     if cell is not None and forbids(cell):
         if cell.context != "pair" or cell.template != "option":
             raise ValueError("what may be seen can be forbidden in context pair and template "
                              "option alone")
+        if cell.labels:
+            raise ValueError("what may be seen can be forbidden with the template's label words "
+                             "alone")
         return SEEING
+    if cell is not None and cell.labels:
+        return LABELLED
     return ENCODER
 
 
 def forbids(cell: Cell) -> bool:
     """Whether something may not be seen, in training or in judging."""
-    return cell.sight != "all" or cell.judged not in ("", "all")
+    return cell.sight != "all" or cell.judged_sight not in ("", "all")
 
 
 # ------------------------------------------------------------------------------- a cell's settings
@@ -232,6 +260,8 @@ def fit(cell: Cell, settings: train.Settings, pairs: list[Pair]) -> Fitted:
         data.load_tokenizer(folder), template=settings.template, context=settings.context,
         head=settings.head, domain=settings.domain, max_length=settings.max_length,
         question=settings.question)
+    if cell.labels:
+        prompt_format = replace(prompt_format, labels=cell.labels)
 
     model = tinyrm.load(folder, settings.head, settings.seed, classes.model_class)
     if is_random(cell.model):
@@ -255,9 +285,19 @@ def fit(cell: Cell, settings: train.Settings, pairs: list[Pair]) -> Fitted:
         tokens += result.tokens
         losses.append(result.loss)
     dora.merge(model)
-    if forbids(cell) and cell.judged:
-        model.sight = cell.judged
     return Fitted(model.eval(), prompt_format, steps, tokens, losses)
+
+
+def to_judge(fitted: Fitted, cell: Cell) -> Fitted:
+    """The same weights with the prompt and the sight that the cell has in judging."""
+    changes = {}
+    if cell.judged_question:
+        changes["question"] = cell.judged_question
+    if cell.judged_template:
+        changes["template"] = cell.judged_template
+    if forbids(cell):
+        fitted.model.sight = cell.judged_sight if cell.judged_sight else cell.sight
+    return fitted._replace(prompt_format=replace(fitted.prompt_format, **changes))
 
 
 def accuracy(model: ModernBERT, prompt_format: PromptFormat, pairs: list[Pair]) -> float:
@@ -305,6 +345,7 @@ def run(cell: Cell, seed: int, rate: float, part: str = "test", files: tuple[str
         nothing = dict.fromkeys(domains_of(cell), 0.0)
         return record | {"accuracy": nothing, "steps": 0, "tokens": 0, "diverged": str(error)}
     seconds = time.perf_counter() - began
+    fitted = to_judge(fitted, cell)
 
     accuracies, n = {}, {}
     for domain in data.DOMAINS if everywhere else domains_of(cell):

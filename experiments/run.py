@@ -10,7 +10,7 @@ Groups:
     claims     the five main contrasts, with 30, 100, 300 and 1,000 training pairs
     freeze     the recipe's frozen layers, none, and two; full fine-tuning above frozen layers
     sight      both responses seen, apart, or looking back alone: in training, judging, and both
-    question   the domain's question, a neutral one, another domain's, and nonsense
+    prompt     other questions, other label words, another prompt in judging than in training
     causal     the instructed encoder and its causal twin; Ettin's encoders and decoders
     controls   random weights; as many tokens of text instead of instructions; another template
     merge      specialists as one model: their changes added, or branches on the trunk they share
@@ -81,6 +81,8 @@ class Contrast(NamedTuple):
 
 
 FULL = {"adapter": "full", "freeze": 0}
+SAFETY = data.DOMAINS["safety"].question
+NONSENSE = "Lamp of the seven and rained?"
 FEW_AND_MANY = (100, 1000)
 GROUPS = {
     "claims": [
@@ -106,21 +108,30 @@ GROUPS = {
     ],
     "sight": [
         Contrast("all seen against responses apart", {}, {"sight": "apart"}, budgets=FEW_AND_MANY),
-        Contrast("all seen against responses apart in judging alone", {}, {"judged": "apart"},
+        Contrast("all seen against responses apart in judging alone", {}, {"judged_sight": "apart"},
                  budgets=FEW_AND_MANY),
         Contrast("all seen against responses apart in training alone", {},
-                 {"sight": "apart", "judged": "all"}, budgets=FEW_AND_MANY),
+                 {"sight": "apart", "judged_sight": "all"}, budgets=FEW_AND_MANY),
         Contrast("all seen against looking back alone", {}, {"sight": "causal"},
                  budgets=FEW_AND_MANY),
     ],
-    "question": [
+    "prompt": [
         Contrast("the domain's question against a neutral one", {},
                  {"question": "Which option do you take?"}, budgets=FEW_AND_MANY),
-        Contrast("the domain's question against that of safety", {},
-                 {"question": data.DOMAINS["safety"].question}, budgets=FEW_AND_MANY,
+        Contrast("the domain's question against that of safety", {}, {"question": SAFETY},
+                 budgets=FEW_AND_MANY, domains=("reasoning", "chat")),
+        Contrast("the domain's question against nonsense", {}, {"question": NONSENSE},
+                 budgets=FEW_AND_MANY),
+        Contrast("the same question against that of safety in judging alone", {},
+                 {"judged_question": SAFETY}, budgets=FEW_AND_MANY,
                  domains=("reasoning", "chat")),
-        Contrast("the domain's question against nonsense", {},
-                 {"question": "Lamp of the seven and rained?"}, budgets=FEW_AND_MANY),
+        Contrast("the same question against nonsense in judging alone", {},
+                 {"judged_question": NONSENSE}, budgets=FEW_AND_MANY),
+        Contrast("the same template against the other one in judging alone", {},
+                 {"judged_template": "choice"}, budgets=FEW_AND_MANY),
+        Contrast("labels A and B against 0 and 1", {}, {"labels": "0 1"}, budgets=FEW_AND_MANY),
+        Contrast("labels A and B against Yes and No", {}, {"labels": "Yes No"},
+                 budgets=FEW_AND_MANY),
     ],
     "causal": [
         Contrast("both directions against one", {}, {"model": "nano-causal"},

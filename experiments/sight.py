@@ -8,7 +8,8 @@ The encoder, its weights and its rows stay the same; what is forbidden is attent
               prompt and A, B the prompt and B; the tokens after B (the question and [MASK]) see all
     causal    a token sees itself and what stands before it
 
-Training and judging may forbid different things: `fit.Cell` has the fields `sight` and `judged`.
+Training and judging may forbid different things: `fit.Cell` has the fields `sight` and
+`judged_sight`.
 `apart` is stricter than one response a context: there the response and the question see each other,
 here neither the prompt nor a response sees the question, which would carry the other response to
 them. And the encoder was pre-trained with full sight, so what forbidding costs is the change of

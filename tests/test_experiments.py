@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -307,15 +308,52 @@ def test_a_cell_says_what_is_seen_in_training_and_in_judging(small, sight, judge
         return step(model, *args)
 
     monkeypatch.setattr(fit.train, "train_step", watched)
-    cell = Cell("nano", "chat", 4, sight=sight, judged=judged)
+    cell = Cell("nano", "chat", 4, sight=sight, judged_sight=judged)
     settings = fit.settings_of(cell, 1, 5e-3)
-    model = fit.fit(cell, settings, fit.training_pairs(cell, 1, settings.data)).model
+    fitted = fit.fit(cell, settings, fit.training_pairs(cell, 1, settings.data))
     assert set(in_training) == {sight}
+    model = fit.to_judge(fitted, cell).model
     assert getattr(model, "sight", "all") == seen
 
 
+def test_a_cell_says_what_is_asked_in_judging(small, monkeypatch):
+    """Training has the template and the question of the domain; the test has others."""
+    judged_by = []
+    monkeypatch.setattr(fit, "accuracy", lambda model, form, pairs: judged_by.append(form) or 0.5)
+    cell = Cell("nano", "chat", 4, judged_question="Which is six?", judged_template="choice")
+    settings = fit.settings_of(cell, 1, 5e-3)
+    trained_by = fit.fit(cell, settings, fit.training_pairs(cell, 1, settings.data)).prompt_format
+    fit.run(cell, 1, 5e-3)
+    (form,) = judged_by
+    pair = data.Pair("", "", "")
+    assert (trained_by.template, trained_by.question_for(pair)) == (
+        "option", data.DOMAINS["chat"].question)
+    assert (form.template, form.question_for(pair)) == ("choice", "Which is six?")
+
+
+def test_a_cells_label_words_are_those_that_are_learnt(small):
+    cell = Cell("nano-instruct", "reasoning", 4, labels="Yes No")
+    settings = fit.settings_of(cell, 1, 5e-3)
+    pairs = fit.training_pairs(cell, 1, settings.data)
+    form = fit.fit(cell, settings, pairs).prompt_format
+    assert [form.tokenizer.decode([index]) for index in form.label_ids] == [" Yes", " No"]
+
+    # the row is that of the usual words: what differs is what [MASK] is asked for
+    usual = replace(form, labels="")
+    (rows,), _ = form.rows(pairs[:1])
+    (usual_rows,), _ = usual.rows(pairs[:1])
+    assert rows == usual_rows and form.label_ids != usual.label_ids
+
+
+def test_label_words_that_are_no_tokens_are_refused(small):
+    cell = Cell("nano", "chat", 4, labels="Yes Notatoken")
+    settings = fit.settings_of(cell, 1, 5e-3)
+    with pytest.raises(ValueError, match="splits the label ' Notatoken'"):
+        fit.fit(cell, settings, fit.training_pairs(cell, 1, settings.data))
+
+
 @pytest.mark.parametrize("changes", [{"context": "single"}, {"template": "choice"},
-                                     {"model": "nano-causal"}])
+                                     {"model": "nano-causal"}, {"labels": "Yes No"}])
 def test_what_cannot_be_forbidden_is_refused(changes):
     cell = Cell("nano", "chat", 4, sight="apart")._replace(**changes)
     with pytest.raises(ValueError, match="forbidden"):
@@ -432,7 +470,7 @@ def test_all_contrasts_grow_alike():
 def test_the_seeds_that_were_promised():
     promised = {group: {contrast.seeds for contrast in run.GROUPS[group]} for group in run.GROUPS}
     assert promised.pop("claims") == {12}
-    assert promised.keys() == {"freeze", "sight", "question", "causal", "controls"}
+    assert promised.keys() == {"freeze", "sight", "prompt", "causal", "controls"}
     assert all(seeds == {8} for seeds in promised.values())
 
 
@@ -495,9 +533,10 @@ def test_a_record_of_before_there_were_questions_keeps_its_name():
 
 
 def test_a_question_is_in_the_name_of_its_record():
-    job = run.Job(Cell("nano", "chat", 30, question="Which?"), 1, 5e-3, "test")
+    cell = Cell("nano", "chat", 30, question="Which?", judged_template="choice")
+    job = run.Job(cell, 1, 5e-3, "test")
     assert run.key_of(record_without_training(run.Task(job, ()))) == job.key
-    assert "question Which? seed 1" in job.key
+    assert "question Which? judged_template choice seed 1" in job.key
 
 
 def test_a_run_by_the_recipe_is_known_by_its_record():
@@ -844,7 +883,7 @@ def test_specialists_are_shown_on_the_other_domains(capsys):
 
 @pytest.mark.parametrize("words, message", [
     (["wishes"], "no group wishes: give rates, claims, freeze, sight, "
-                 "question, causal, controls, merge"),
+                 "prompt, causal, controls, merge"),
     (["--jobs", "0"], "--jobs 0: give 1 or more"),
     (["--seeds", "0"], "--seeds 0: give 1 or more"),
     (["--most", "-1"], "--most -1: give 0 or more"),
@@ -862,9 +901,9 @@ def test_wrong_flags_are_one_line(words, message, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("model, groups", [
-    ("nano", ["rates", "claims", "freeze", "sight", "question", "controls", "merge"]),
-    ("large", ["rates", "claims", "freeze", "sight", "question", "controls"]),
-    ("ettin-17m", ["rates", "claims", "freeze", "sight", "question", "causal", "controls"])])
+    ("nano", ["rates", "claims", "freeze", "sight", "prompt", "controls", "merge"]),
+    ("large", ["rates", "claims", "freeze", "sight", "prompt", "controls"]),
+    ("ettin-17m", ["rates", "claims", "freeze", "sight", "prompt", "causal", "controls"])])
 def test_without_a_group_all_are_taken_that_have_something_for_the_model(model, groups):
     assert run.parse(["--model", model]).groups == groups
 
