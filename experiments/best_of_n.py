@@ -18,6 +18,9 @@ for --context pair, from the scores of the answers alone for single. The best of
 the highest score of N different candidates; the mean over all draws of N is computed exactly, not
 sampled, and equal scores share it.
 
+The same models show what a cheaper verdict loses: on the pairs of the test, the accuracy by both
+orders, by one order, and by each response alone, next to its FLOPs.
+
 Each model is experiments/fit.py's own recipe. A model is one line of records/best-of-n.jsonl,
 written the moment it is judged, and never made again.
 """
@@ -41,6 +44,8 @@ from data import Item, Pair  # noqa: E402
 from evaluate import RewardModel  # noqa: E402
 from experiments import fit, stats  # noqa: E402
 from experiments.fit import PASSES, Cell  # noqa: E402
+from experiments.flops import flops  # noqa: E402
+from experiments.measure import rows_of  # noqa: E402
 from experiments.record_files import append_record, read_lines  # noqa: E402
 from infra.hub import version_of  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
@@ -169,6 +174,39 @@ def curves(scores: list[np.ndarray], kinds: list[list[str]]) -> Curves:
     return found
 
 
+# ------------------------------------------------------------------------- what a verdict is worth
+
+
+class Worth(NamedTuple):
+    """Verdicts on pairs."""
+
+    accuracy: float  # by both orders, or by the scores of each response alone; equal is half right
+    one_order: float  # of a row that is read in one order, the mean of the two; alone: the same
+    flops: float  # of a verdict by both orders or both responses, on average
+
+
+def worth(judge: RewardModel, pairs: list[Pair]) -> Worth:
+    items = [Item(pair.prompt, (pair.chosen, pair.rejected), domain=pair.domain or DOMAIN)
+             for pair in pairs]
+    both = one = 0.0
+    for judged in judge.judge(items):
+        x, y = judged.log_odds[0, 1], judged.log_odds[1, 0]  # of the first response of a row
+        both += share_right(x - y)
+        one += (share_right(x) + share_right(-y)) / 2
+
+    rows = rows_of(judge.prompt_format, pairs)
+    sizes = [len(row.tokens) for row in rows]
+    of_all = flops(judge.model.config, sizes, torch.device("cpu"))
+    return Worth(both / len(items), one / len(items), of_all / len(items))
+
+
+def share_right(log_odds: float) -> float:
+    """How right a verdict is that is right where log-odds are above 0."""
+    if log_odds == 0:
+        return 0.5
+    return float(log_odds > 0)
+
+
 # ------------------------------------------------------------------------------------- the runs
 
 
@@ -194,8 +232,7 @@ def make(run: Run, candidates: list[Candidates]) -> dict:
         "score": [round(value, 5) for value in found.score],
         "kinds": {kind: [round(value, 5) for value in shares]
                   for kind, shares in found.kinds.items()},
-        "accuracy": fit.accuracy(fitted.model, fitted.prompt_format,
-                                 fit.sets_of(DOMAIN, settings.data).test),
+        "verdicts": worth(judge, fit.sets_of(DOMAIN, settings.data).test)._asdict(),
         "rate": settings.lr,
         "torch": torch.__version__,
     }
@@ -250,6 +287,23 @@ def show(records: dict[Run, dict], contexts: list[str], budgets: list[int]):
                 shares = [np.mean([one["kinds"][kind][-1] for one in of_cell]) for kind in KINDS]
                 texts = [f"{share:.3f}" for share in shares]
                 print(f"| {context}, {pairs:,} | {' | '.join(texts)} |")
+
+
+def show_worth(records: dict[Run, dict], budgets: list[int]):
+    """Accuracy and FLOPs of a verdict, for each way to read two responses."""
+    print("\n**a verdict** on the pairs of the test: mean ± half a 95 % interval over seeds, and "
+          "MFLOPs of a verdict (two for a multiply-add)\n")
+    print("| how the responses are read | training pairs | seeds | accuracy | MFLOPs |")
+    print("|---|---|---|---|---|")
+    for how, context, what, part in (("both in a row, two orders", "pair", "accuracy", 1.0),
+                                     ("both in a row, one order", "pair", "one_order", 0.5),
+                                     ("each alone", "single", "accuracy", 1.0)):
+        for pairs in budgets:
+            verdicts = [record["verdicts"] for record in of(records, context, pairs)]
+            if verdicts:
+                found = cell_text([one[what] for one in verdicts])
+                cost = part * np.mean([one["flops"] for one in verdicts]) / 1e6
+                print(f"| {how} | {pairs:,} | {len(verdicts)} | {found} | {cost:.1f} |")
 
 
 def of(records: dict[Run, dict], context: str, pairs: int) -> list[dict]:
@@ -314,6 +368,7 @@ def main(argv: list[str] | None = None):
                 print(f"{context}, {pairs} pairs, seed {seed}: right at {NS[-1]} "
                       f"{records[run]['kinds']['right'][-1]:.3f}", file=sys.stderr, flush=True)
     show(records, flags.context, flags.pairs)
+    show_worth(records, flags.pairs)
 
 
 if __name__ == "__main__":

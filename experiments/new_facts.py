@@ -17,8 +17,8 @@ these pairs, and on the pairs of nano's own test that name none of the known wor
 all 240 words of the world at [MASK]; the masked-language loss; and how well a linear probe reads
 the weight of the 40 words after each layer, next to the same with shuffled weights. The rate of a
 method is the one that experiments/run.py chose, for eliciting: what stays unlearnt at it might be
-learnt at another. A seed draws the order and fresh weights, not the words and not the pairs.
-Records: experiments/records/new-facts.jsonl.
+learnt at another, or with more pairs. A seed draws the order and fresh weights, not the words and
+not the pairs. Records: experiments/records/new-facts.jsonl.
 
 Shapes: N words, D hidden.
 """
@@ -59,8 +59,8 @@ METHODS = {
     "full": {"adapter": "full", "freeze": 0},
 }
 WORDS = ("known", "new")
-N_WORDS, N_TRAIN, N_TEST = 40, 1000, 500
-PASSES = 8.0  # twice those of 1,000 pairs in experiments/run.py: new words are to be learnt
+N_WORDS, N_TRAIN, N_TEST = 40, 500, 500
+PASSES = 8.0
 SEEDS = 8
 
 # words of the idle sentences

@@ -9,10 +9,13 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from data import Pair
+from evaluate import Judged, RewardModel
 from experiments import best_of_n
 from experiments.best_of_n import KINDS, NS, best_of, chances, curves, make_candidates
+from experiments.flops import flops
 from infra.hub import ROOT
 
 PAIR = Pair("Which one is heavier, the brabin or the clodax?", "The brabin.", "It is the clodax.")
@@ -95,6 +98,34 @@ def test_it_turns_where_the_last_is_lower_than_the_best_by_more_than_chance():
     assert best_of_n.turning_point([values[:1] for values in falling]) == "-"  # one seed
 
 
+class TwoVerdicts:
+    """Of the first pair it is right in both orders, of the second in one order by more than it is
+    wrong in the other."""
+
+    def __init__(self, judge):
+        self.model, self.prompt_format = judge.model, judge.prompt_format
+
+    def judge(self, items):
+        for item, (x, y) in zip(items, ((1.0, -1.0), (3.0, 2.0)), strict=True):
+            yield Judged(item, np.array([[0.0, x], [y, 0.0]]))
+
+
+def test_a_verdict_by_one_order_and_by_both():
+    judge = RewardModel.load("nano-instruct", device="cpu")
+    pairs = best_of_n.fit.sets_of("reasoning", ("nano",)).test[:2]
+    found = best_of_n.worth(TwoVerdicts(judge), pairs)
+    assert (found.accuracy, found.one_order) == (1.0, 0.75)
+
+    # a pair's two rows, on average over the pairs
+    rows, _ = judge.prompt_format.rows(pairs)
+    sizes = [len(row.tokens) for both in rows for row in both]
+    assert found.flops == flops(judge.model.config, sizes, torch.device("cpu")) / 2
+
+
+def test_equal_log_odds_are_half_right():
+    assert [best_of_n.share_right(x) for x in (1.0, 0.0, -1.0)] == [1.0, 0.5, 0.0]
+
+
 @pytest.mark.parametrize("context", ["pair", "single"])
 def test_a_run_is_kept_and_made_once(context, tmp_path, monkeypatch, capsys):
     """The model has one step of training, and two prompts."""
@@ -103,7 +134,9 @@ def test_a_run_is_kept_and_made_once(context, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(best_of_n, "KINDS", {"right": 2, "wrong": 2, "both": 2, "other": 1,
                                              "beside": 1})
     monkeypatch.setattr(best_of_n, "NS", (1, 2, 8))
-    monkeypatch.setattr(best_of_n.fit, "accuracy", lambda *args: 0.5)
+    sets = best_of_n.fit.sets_of("reasoning", ("nano",))
+    few = sets._replace(test=sets.test[:40])
+    monkeypatch.setattr(best_of_n.fit, "sets_of", lambda *args: few)
     monkeypatch.setattr(best_of_n.fit, "PASSES", {30: 0.01})
     argv = ["--context", context, "--pairs", "30", "--seeds", "1"]
     best_of_n.main(argv)
@@ -113,6 +146,7 @@ def test_a_run_is_kept_and_made_once(context, tmp_path, monkeypatch, capsys):
     assert record["score"] == sorted(record["score"])
     printed = capsys.readouterr().out
     assert f"| {context}, 30 | 1 | 0.250 |" in printed
+    assert printed.count("MFLOPs |") == 1 and " | 30 | 1 | 0." in printed
 
     monkeypatch.setattr(best_of_n, "make", None)  # nothing is made again
     with open(tmp_path / "best-of-n.jsonl", "a") as file:
