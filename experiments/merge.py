@@ -7,7 +7,7 @@ makes one folder of finished runs of train.py: OUT has what they share once and 
 (infra/generalist.py), and evaluate.py opens it. What it costs, and its accuracy next to that of
 each specialist on the test pairs of its run, is printed.
 
-    record    the specialists of one seed, trained and merged in both ways, with their accuracies
+    record    the specialists of one seed, trained and merged in all ways, with their accuracies
 
 Shapes: N prompts or rows, T tokens of all rows, B rows of a batch, D hidden.
 """
@@ -15,7 +15,7 @@ Shapes: N prompts or rows, T tokens of all rows, B rows of a batch, D hidden.
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -61,21 +61,64 @@ from infra.sources import PairSets, load_sets  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
 from tinyrm import Config, ModernBERT, PackedLayout, read_json  # noqa: E402
 
-# scales of what specialists changed; with three specialists 1/3 averages their weights. All are
-# shown, on the test: whoever wants to take the best one has to choose it on other pairs.
+# Scales of what specialists changed; with three specialists 1/3 averages their weights. All are
+# shown on the test, and the one that is best on the choosing pairs is named.
 LAMBDAS = (0.25, 1 / 3, 0.5, 0.75, 1.0)
+TIES_SCALES = (0.5, 1.0, 1.5, 2.0)  # of changes that are averaged, not added
+TIES_KEEP = 0.2  # share of the changes that TIES keeps (the paper's)
 FROZEN = 1  # layers of the trunk
+PAIRS = 300  # of each specialist
 
 # -------------------------------------------------------------------- one generalist: added changes
 
 
-def added(base: ModernBERT, experts: Iterable[ModernBERT], scale: float) -> ModernBERT:
-    """Task arithmetic (arXiv 2212.04089): base + scale * the sum of what the experts changed."""
+def added(base: ModernBERT, experts: Iterable[ModernBERT], scales: Iterable[float]) -> ModernBERT:
+    """Task arithmetic (arXiv 2212.04089): base + the sum of what each expert changed, times its
+    scale."""
     states_of_experts = [expert.state_dict() for expert in experts]
+    scales = list(scales)
     state = {}
     for name, w in base.state_dict().items():
-        change = sum(expert[name] - w for expert in states_of_experts)
-        state[name] = w + scale * change
+        state[name] = w.clone()
+        for expert, scale in zip(states_of_experts, scales, strict=True):
+            state[name] += scale * (expert[name] - w)
+    return with_weights(base, state)
+
+
+def ties(base: ModernBERT, experts: Iterable[ModernBERT], scale: float,
+         keep: float = TIES_KEEP) -> ModernBERT:
+    """TIES-Merging (arXiv 2306.01708): base + scale * the merged change. Of each expert the largest
+    `keep` of its changes are kept; a weight takes the mean of those that are left and have the sign
+    of their sum. (The share is of the tensors that any expert changed.)"""
+    start = base.state_dict()
+    states_of_experts = [expert.state_dict() for expert in experts]
+    names = []
+    for name, w in start.items():
+        if not all(torch.equal(expert[name], w) for expert in states_of_experts):
+            names.append(name)
+
+    # N changed numbers
+    trimmed = []
+    for expert in states_of_experts:
+        change = torch.cat([(expert[name] - start[name]).flatten() for name in names])  # (N,)
+        kept = max(1, round(keep * len(change)))
+        least = change.abs().kthvalue(len(change) - kept + 1).values
+        trimmed.append(torch.where(change.abs() >= least, change, 0.0))
+    changes = torch.stack(trimmed)  # (experts, N)
+
+    sign = changes.sum(dim=0).sign()  # (N,)
+    agrees = (changes != 0) & (changes.sign() == sign)
+    change = (changes * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1)  # (N,)
+
+    state = dict(start)
+    sizes = [start[name].numel() for name in names]
+    for name, part in zip(names, change.split(sizes), strict=True):
+        state[name] = start[name] + scale * part.view_as(start[name])
+    return with_weights(base, state)
+
+
+def with_weights(base: ModernBERT, state: dict[str, torch.Tensor]) -> ModernBERT:
+    """A model of the base's kind with these weights."""
     model = ModernBERT(base.config, base.head_kind).eval()
     model.load_state_dict(state)
     return model
@@ -120,22 +163,24 @@ def trunk_flops(config: Config, sizes: list[int], layers: int) -> int:
 # ----------------------------------------------------------------- one generalist: the whole record
 
 
-def record(model: str, seed: int, rate: float, files: tuple[str, ...] = (),
-           pairs: int = 1000) -> dict:
-    """Train a specialist of each domain in full above FROZEN layers of `model`, and judge them on
-    the test pairs alone and as one model."""
-    experts, tests, prompts = {}, {}, {}
+def record(model: str, adapter: str, seed: int, rate: float, files: tuple[str, ...] = (),
+           pairs: int = PAIRS) -> dict:
+    """Train a specialist of each domain above FROZEN layers of `model`, and judge them on the test
+    pairs alone and as one model."""
+    experts, choose, tests, prompts = {}, {}, {}, {}
     for domain in data.DOMAINS:
-        cell = Cell(model, domain, pairs, adapter="full", freeze=FROZEN)
+        cell = Cell(model, domain, pairs, adapter=adapter, freeze=FROZEN)
         settings = settings_of(cell, seed, rate, files)
         some = training_pairs(cell, seed, settings.data)
         experts[domain] = fit(cell, settings, some)
+        choose[domain] = sets_of(domain, settings.data).choose
         tests[domain] = sets_of(domain, settings.data).test
         prompts[domain] = [pair.prompt for pair in some]
     start = tinyrm.load(folder_of(model))
     tokenizer = data.load_tokenizer(folder_of(model))
     return {
         "model": model,
+        "adapter": adapter,
         "seed": seed,
         "part": "merge",
         "data": list(settings.data),
@@ -143,7 +188,7 @@ def record(model: str, seed: int, rate: float, files: tuple[str, ...] = (),
         "passes": settings.epochs,
         "pairs": pairs,
         "n": {domain: len(test) for domain, test in tests.items()},
-        **merged(start, tokenizer, experts, tests, prompts),
+        **merged(start, tokenizer, experts, choose, tests, prompts),
         "base": version_of(folder_of(model)),
         "torch": torch.__version__,
     }
@@ -151,10 +196,11 @@ def record(model: str, seed: int, rate: float, files: tuple[str, ...] = (),
 
 @torch.inference_mode()
 def merged(start: ModernBERT, tokenizer: RowTokenizer, experts: dict[str, Fitted],
-           tests: dict[str, list[Pair]], prompts: dict[str, list[str]]) -> dict:
-    """The accuracies of specialists, alone and as one model, in each domain: tests {domain: pairs};
-    prompts {domain: training prompts}. ValueError if a branch on the trunk is not its
-    specialist."""
+           choose: dict[str, list[Pair]], tests: dict[str, list[Pair]],
+           prompts: dict[str, list[str]]) -> dict:
+    """The accuracies of specialists, alone and as one model, in each domain: choose and tests
+    {domain: pairs}; prompts {domain: training prompts}. ValueError if a branch on the trunk is not
+    its specialist."""
     models = {domain: expert.model for domain, expert in experts.items()}
     trunk_names = same_trunk([start, *models.values()], FROZEN)
     alone = {}
@@ -172,7 +218,7 @@ def merged(start: ModernBERT, tokenizer: RowTokenizer, experts: dict[str, Fitted
         routed[domain] = routed_accuracy(experts, pairs, chosen)
     return {
         "alone": alone,
-        "added": accuracies_added(start, experts, tests),
+        **averages(start, experts, choose, tests),
         "apart": largest_gap(start, experts, tests, FROZEN),
         "router": router,
         "routed": routed,
@@ -181,17 +227,52 @@ def merged(start: ModernBERT, tokenizer: RowTokenizer, experts: dict[str, Fitted
     }
 
 
-def accuracies_added(start: ModernBERT, experts: dict[str, Fitted],
-                     tests: dict[str, list[Pair]]) -> list[list]:
-    """[scale, {domain: accuracy}] of the sum of all changes, for each of LAMBDAS."""
-    found = []
-    for scale in LAMBDAS:
-        model = added(start, [expert.model for expert in experts.values()], scale)
-        accuracies = {}
-        for domain, pairs in tests.items():
-            accuracies[domain] = accuracy(model, experts[domain].prompt_format, pairs)
-        found.append([scale, accuracies])
+def averages(start: ModernBERT, experts: dict[str, Fitted], choose: dict[str, list[Pair]],
+             tests: dict[str, list[Pair]]) -> dict:
+    """One set of weights for all domains:
+        "added", "ties"    [[scale, {domain: accuracy on the test}]] at every scale
+        "chosen"           {way: [scale, {domain: accuracy on the test}]} at the scale that has the
+                           highest mean accuracy on the choosing pairs; "each": a scale for each"""
+    models = [expert.model for expert in experts.values()]
+
+    def accuracies(model, pairs_of):
+        found = {}
+        for domain, expert in experts.items():
+            found[domain] = round(accuracy(model, expert.prompt_format, pairs_of[domain]), 4)
+        return found
+
+    def mean_chosen(model):
+        return sum(accuracies(model, choose).values()) / len(experts)
+
+    ways = {
+        "added": (LAMBDAS, lambda scale: added(start, models, [scale] * len(models))),
+        "ties": (TIES_SCALES, lambda scale: ties(start, models, scale)),
+    }
+    found = {"chosen": {}}
+    for way, (scales, make) in ways.items():
+        found[way] = [[scale, accuracies(make(scale), tests)] for scale in scales]
+        best = best_of(scales, lambda scale, make=make: mean_chosen(make(scale)))
+        found["chosen"][way] = [best, dict(found[way])[best]]
+
+    # A scale for each specialist, in turn, from the best one for all: once round.
+    each = [found["chosen"]["added"][0]] * len(models)
+    for place in range(len(models)):
+        def mean_with(scale, place=place, others=each):
+            return mean_chosen(added(start, models, with_place(others, place, scale)))
+
+        each = with_place(each, place, best_of(LAMBDAS, mean_with))
+    found["chosen"]["each"] = [each, accuracies(added(start, models, each), tests)]
     return found
+
+
+def best_of(scales: Iterable[float], worth: Callable[[float], float]) -> float:
+    """The scale of the highest worth; of equal ones the first, which is the smallest."""
+    return max(scales, key=worth)
+
+
+def with_place(values: list[float], place: int, value: float) -> list[float]:
+    """A copy in which one value is another."""
+    return [*values[:place], value, *values[place + 1:]]
 
 
 def largest_gap(start: ModernBERT, experts: dict[str, Fitted], tests: dict[str, list[Pair]],

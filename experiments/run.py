@@ -261,6 +261,7 @@ class Job(NamedTuple):
 
 
 MERGE_SEEDS = 8
+MERGED = ("dora", "full")  # how specialists are trained that become one model
 NO_MERGE = ("random", "nano-causal", "nano-cls")  # merge.py knows encoders under the cloze
 
 
@@ -268,17 +269,36 @@ class MergeJob(NamedTuple):
     """Three specialists as one model."""
 
     model: str
+    adapter: str
     seed: int
     rate: float
 
     @property
     def key(self) -> str:
-        return f"{self.model} merge seed {self.seed} rate {self.rate:g}"
+        return f"{self.model} merge {self.adapter} seed {self.seed} rate {self.rate:g}"
+
+
+def all_at_once(model: str, adapter: str) -> Cell:
+    """The generalist that specialists as one model are held against."""
+    usual = Cell(model, "all", merge.PAIRS)
+    if adapter == usual.adapter:
+        return usual  # it stands among the claims
+    return usual._replace(adapter=adapter, freeze=merge.FROZEN)
+
+
+def merge_jobs(model: str, adapter: str,
+               rates: dict[str, float]) -> tuple[list[MergeJob], list[Job]]:
+    """The merges of all seeds, and training on all at once of the same seeds."""
+    cell = all_at_once(model, adapter)
+    rate = rates.get(method_of(cell), 0.0)
+    seeds = range(1, MERGE_SEEDS + 1)
+    return ([MergeJob(model, adapter, seed, rate) for seed in seeds],
+            [Job(cell, seed, rate, "test") for seed in seeds])
 
 
 def key_of(record: dict) -> str:
     if record["part"] == "merge":
-        return MergeJob(record["model"], record["seed"], record["rate"]).key
+        return MergeJob(record["model"], record["adapter"], record["seed"], record["rate"]).key
     values = {}
     for name in Cell._fields:
         if name in record or name not in LATER_FIELDS:
@@ -401,7 +421,7 @@ class Task(NamedTuple):
 def make(task: Task) -> dict:
     job = task.job
     if isinstance(job, MergeJob):
-        return merge.record(job.model, job.seed, job.rate, task.files)
+        return merge.record(job.model, job.adapter, job.seed, job.rate, task.files)
     benchmarks = ()
     if job.part == "test" and job.cell.pairs == max(BUDGETS):
         benchmarks = task.benchmarks
@@ -602,20 +622,30 @@ def show_elsewhere(models: list[str], domains: list[str], records: dict[str, dic
             print("| " + " | ".join(words) + " |")
 
 
-def show_merges(jobs: list[MergeJob], records: dict[str, dict]) -> None:
-    """Specialists as one model, a line for each way."""
-    model = jobs[0].model
+def show_merges(jobs: list[MergeJob], others: list[Job], records: dict[str, dict]) -> None:
+    """Specialists as one model, a line for each way; and the other way to one model, training on
+    all domains at once."""
+    model, adapter = jobs[0].model, jobs[0].adapter
     merges = [records[job.key] for job in jobs if job.key in records]
-    print(f"\n**merge** on {model}: {len(merges)} of {MERGE_SEEDS} seeds, mean ± half a 95 % "
-          "interval\n")
+    print(f"\n**merge** on {model} of specialists with {adapter}, {merge.PAIRS} pairs of each "
+          f"domain: {len(merges)} of {MERGE_SEEDS} seeds, mean ± half a 95 % interval; what is "
+          "chosen is chosen on the choosing words\n")
     if not merges:
         return
 
     ways = {"each specialist on its own": [record["alone"] for record in merges]}
-    for i, scale in enumerate(merge.LAMBDAS):
-        ways[f"base + {scale:.2f} of all changes"] = [record["added"][i][1] for record in merges]
+    for name, scales in (("added", merge.LAMBDAS), ("ties", merge.TIES_SCALES)):
+        for i, scale in enumerate(scales):
+            ways[f"{name}, scale {scale:.2f}"] = [record[name][i][1] for record in merges]
+    for name, words in (("added", "added, scale chosen"),
+                        ("each", "added, a scale for each chosen"),
+                        ("ties", "ties, scale chosen")):
+        ways[words] = [record["chosen"][name][1] for record in merges]
     ways["shared trunk, routed by the prompt"] = [record["routed"] for record in merges]
     ways["the router alone, right"] = [record["router"] for record in merges]
+    at_once = [records[job.key]["accuracy"] for job in others if job.key in records]
+    if at_once:
+        ways[f"trained on all at once, the same pairs (seeds: {len(at_once)})"] = at_once
 
     print("| | " + " | ".join(data.DOMAINS) + " |")
     print("|---" * (1 + len(data.DOMAINS)) + "|")
@@ -738,7 +768,8 @@ def methods_of(families: dict[str, list[Comparison]], merged: list[str]) -> dict
                 for cell in one_side.cells.values():
                     methods[method_of(cell)] = cell.model
     for model in merged:
-        methods[method_of(Cell(model, "", 0, **FULL))] = model
+        for adapter in MERGED:
+            methods[method_of(all_at_once(model, adapter))] = model
     return methods
 
 
@@ -804,10 +835,11 @@ def main(argv: list[str] | None = None) -> None:
 
     show_rates(rates, trials)
     for model in merged:
-        rate = rates.get(method_of(Cell(model, "", 0, **FULL)), 0.0)
-        jobs = [MergeJob(model, seed, rate) for seed in range(1, MERGE_SEEDS + 1)]
-        left -= make_missing(jobs[:flags.seeds], records, files, flags.jobs, left)
-        show_merges(jobs, records)
+        for adapter in MERGED:
+            jobs, others = merge_jobs(model, adapter, rates)
+            for wanted in (jobs[:flags.seeds], others[:flags.seeds]):
+                left -= make_missing(wanted, records, files, flags.jobs, left)
+            show_merges(jobs, others, records)
 
 
 if __name__ == "__main__":

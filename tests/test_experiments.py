@@ -862,7 +862,7 @@ def test_a_table_of_nothing_says_that_nothing_has_run(bench, capsys):
     run.main(["merge", *ONE, "--print"])
     printed = capsys.readouterr().out
     assert "0 of 1 contrasts have runs" in printed
-    assert "**merge** on nano: 0 of 8 seeds" in printed
+    assert "**merge** on nano of specialists with dora, 300 pairs of each domain: 0 of 8" in printed
     assert bench.made == []
 
 
@@ -1006,12 +1006,13 @@ def specialists():
 
 @pytest.fixture(scope="module")
 def merged(specialists):
-    tests, prompts = {}, {}
+    choose, tests, prompts = {}, {}, {}
     for domain in DOMAINS:
         sets = fit.sets_of(domain, ("nano",))
-        tests[domain] = sets.test[:30]
+        choose[domain], tests[domain] = sets.choose[:10], sets.test[:30]
         prompts[domain] = [pair.prompt for pair in sets.train[:100]]
-    return merge.merged(tinyrm.load(NANO), data.load_tokenizer(NANO), specialists, tests, prompts)
+    return merge.merged(tinyrm.load(NANO), data.load_tokenizer(NANO), specialists, choose, tests,
+                        prompts)
 
 
 def test_a_branch_on_the_shared_trunk_is_its_specialist(merged):
@@ -1041,6 +1042,18 @@ def test_routing_costs_less_than_asking_all(merged):
     assert cost["one specialist"] < cost["routed"] < cost["all, separate"]
 
 
+def test_merges_are_shown_next_to_training_on_all_at_once(merged, capsys):
+    jobs = [run.MergeJob("nano", "dora", 1, 5e-3)]
+    others = [run.Job(run.all_at_once("nano", "dora"), 1, 5e-3, "test")]
+    records = {jobs[0].key: merged, others[0].key: {"accuracy": dict.fromkeys(DOMAINS, 0.625)}}
+    run.show_merges(jobs, others, records)
+    printed = capsys.readouterr().out
+    for way in ("added, scale 0.50", "ties, scale 1.50", "added, a scale for each chosen",
+                "shared trunk, routed by the prompt"):
+        assert f"| {way} |" in printed
+    assert "(seeds: 1) | 0.625 ± nan | 0.625 ± nan | 0.625 ± nan |" in printed
+
+
 def test_models_that_share_fewer_layers_are_refused(specialists):
     models = [expert.model for expert in specialists.values()]
     with pytest.raises(ValueError, match="do not share 2 bottom layers"):
@@ -1049,9 +1062,9 @@ def test_models_that_share_fewer_layers_are_refused(specialists):
 
 def test_a_record_of_specialists_says_what_it_began_with(small, monkeypatch):
     monkeypatch.setattr(merge, "sets_of", fit.sets_of)  # the small ones
-    record = merge.record("nano", 1, 1e-3, pairs=4)
+    record = merge.record("nano", "dora", 1, 1e-3, pairs=4)
     assert record["base"] == version("nano") and record["data"] == ["nano"]
-    assert run.key_of(record) == run.MergeJob("nano", 1, 1e-3).key
+    assert run.key_of(record) == run.MergeJob("nano", "dora", 1, 1e-3).key
 
 
 @pytest.fixture(scope="module")
@@ -1065,20 +1078,72 @@ def matrix_of(model):
 
 def test_adding_no_change_gives_the_base(base_and_experts):
     base, experts = base_and_experts
-    assert torch.equal(matrix_of(merge.added(base, experts, 0)), matrix_of(base))
+    assert torch.equal(matrix_of(merge.added(base, experts, [0] * 3)), matrix_of(base))
 
 
 def test_adding_a_third_of_three_changes_gives_the_average(base_and_experts):
     base, experts = base_and_experts
     average = sum(matrix_of(expert) for expert in experts) / 3
-    found = matrix_of(merge.added(base, experts, 1 / 3))
+    found = matrix_of(merge.added(base, experts, [1 / 3] * 3))
     torch.testing.assert_close(found, average, atol=1e-6, rtol=1e-5)
 
 
 def test_adding_one_change_gives_that_specialist(base_and_experts):
     base, experts = base_and_experts
-    found = matrix_of(merge.added(base, experts[:1], 1))
+    found = matrix_of(merge.added(base, experts[:1], [1]))
     torch.testing.assert_close(found, matrix_of(experts[0]), atol=1e-6, rtol=1e-5)
+
+
+def changed_in_three_places(changes):
+    """A nano of whose final norm the first three weights differ by these."""
+    model = tinyrm.load(NANO)
+    with torch.no_grad():
+        model.model.final_norm.weight[:3] += torch.tensor(changes)
+    return model
+
+
+@pytest.mark.parametrize("keep, expected", [
+    # signs of the sums 2, -1, 0.1: the mean of 1 and 2; of -1 and -2; 0.1 alone
+    (1.0, [1.5, -1.5, 0.1]),
+    # of each expert the two largest of its 128 changes: 0.1 is no longer among the first's
+    (2 / 128, [1.5, -1.5, 0.0])])
+def test_ties_by_hand(keep, expected):
+    base = tinyrm.load(NANO)
+    experts = [changed_in_three_places(changes)
+               for changes in ([1.0, -1.0, 0.1], [2.0, -2.0, 0.0], [-1.0, 2.0, 0.0])]
+    start = base.model.final_norm.weight[:3]
+    found = merge.ties(base, experts, 2.0, keep).model.final_norm.weight[:3]
+    torch.testing.assert_close(found - start, 2 * torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_ties_changes_nothing_that_no_expert_changed(base_and_experts):
+    base, experts = base_and_experts
+    found, start = merge.ties(base, experts, 1.0).state_dict(), base.state_dict()
+    assert torch.equal(found["model.embeddings.tok_embeddings.weight"],
+                       start["model.embeddings.tok_embeddings.weight"])
+    share = (matrix_of(merge.ties(base, experts, 1.0)) != matrix_of(base)).double().mean().item()
+    assert 0.2 < share < 0.6  # a fifth of each of three
+
+
+def test_a_scale_is_chosen_on_the_choosing_pairs(specialists, monkeypatch):
+    """Judged by these, 0.75 of the first domain's change and 0.5 of the others' are best."""
+    base = tinyrm.load(NANO)
+    changes = {domain: expert.model.state_dict()["model.layers.2.mlp.Wi.weight"] - matrix_of(base)
+               for domain, expert in specialists.items()}
+    best = dict(zip(DOMAINS, (0.75, 0.5, 0.5), strict=True))
+    wanted = sum(best[domain] * change for domain, change in changes.items())
+
+    def accuracy(model, form, pairs):
+        gap = (matrix_of(model) - matrix_of(base) - wanted).norm().item()
+        return 1 - gap / 1000 if pairs == "choose" else gap / 1000
+
+    monkeypatch.setattr(merge, "accuracy", accuracy)
+    choose, tests = dict.fromkeys(DOMAINS, "choose"), dict.fromkeys(DOMAINS, "test")
+    found = merge.averages(base, specialists, choose, tests)
+    assert found["chosen"]["each"][0] == [0.75, 0.5, 0.5]
+    scale, accuracies = found["chosen"]["added"]
+    assert scale == 0.5 and [scale, accuracies] in found["added"]
+    assert found["chosen"]["ties"][0] in merge.TIES_SCALES
 
 
 def test_the_trunk_costs_what_its_layers_cost():
