@@ -1,0 +1,209 @@
+"""How accuracy grows (the paper's third open question): with training pairs, with the FLOPs of
+training, and with parameters; for encoders and for their causal twins.
+
+    python experiments/scaling.py                                  nano-instruct and its twin
+    python experiments/scaling.py --model ettin-17m ettin-32m ettin-decoder-17m ettin-decoder-32m
+    python experiments/scaling.py --domain reasoning
+
+It trains nothing: it reads the runs of the usual way (the cloze, DoRA above frozen layers) that
+`run.py claims --model ...` and `run.py causal --model ...` made. The error is 1 - accuracy, the
+mean over the domains. A law is error = a x^-b; b has a 95 % bootstrap interval over the seeds,
+which says nothing about whether a power law is the right form.
+
+The FLOPs of training are three forward passes' worth of products for each token, two FLOPs for a
+multiply-add; attention, and what frozen layers save, are left out.
+"""
+
+import argparse
+import json
+import math
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data  # noqa: E402
+from experiments import fit, run, stats  # noqa: E402
+from experiments.fit import Cell  # noqa: E402
+from infra.stopping import exit_code_of  # noqa: E402
+from tinyrm import read_json  # noqa: E402
+
+# ------------------------------------------------------------------------------------- the points
+
+
+class Point(NamedTuple):
+    """The runs of a seed, one for each domain."""
+
+    model: str
+    is_causal: bool
+    parameters: int
+    pairs: int  # of each domain
+    seed: int
+    flops: float  # of training, the mean over the domains
+    error: float  # the mean over the domains
+
+
+class Size(NamedTuple):
+    is_causal: bool
+    parameters: int
+    flops_of_token: int  # forward, the products of the layers
+
+
+def size_of(model: str) -> Size:
+    """What a model's files say."""
+    folder = fit.folder_of(model)
+    config = read_json(folder / "config.json")
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    of_layer = 4 * width * width + 3 * width * inner  # Wqkv and Wo of attention; Wi and Wo
+    return Size(fit.architecture_of(folder) == fit.CAUSAL, parameters_in(folder),
+                2 * config["num_hidden_layers"] * of_layer)
+
+
+def parameters_in(folder: Path) -> int:
+    """The numbers in a model.safetensors, by its header: no weight is read."""
+    with open(folder / "model.safetensors", "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return sum(math.prod(tensor["shape"]) for tensor in header.values())
+
+
+def points_of(model: str, domains: list[str], records: dict[str, dict],
+              rates: dict[str, float]) -> list[Point]:
+    """A point for each budget and seed of which all domains have runs."""
+    size, points = size_of(model), []
+    for pairs in run.BUDGETS:
+        for seed in range(1, run.MAIN_SEEDS + 1):
+            found = []
+            for domain in domains:
+                cell = Cell(model, domain, pairs)
+                job = run.Job(cell, seed, rates.get(run.method_of(cell), 0.0), "test")
+                found.append(records.get(job.key))
+            if None in found:
+                continue
+            errors, tokens = [], []
+            for domain, record in zip(domains, found, strict=True):
+                errors.append(1 - record["accuracy"][domain])
+                tokens.append(record["tokens"])
+            flops = 3 * size.flops_of_token * sum(tokens) / len(tokens)
+            points.append(Point(model, size.is_causal, size.parameters, pairs, seed, flops,
+                                sum(errors) / len(errors)))
+    return points
+
+
+# ------------------------------------------------------------------------------------- the tables
+
+
+def show_points(points: list[Point]):
+    print("| model | parameters | training pairs | seeds | FLOPs of training | error |")
+    print("|---" * 6 + "|")
+    for model in dict.fromkeys(point.model for point in points):
+        for pairs in run.BUDGETS:
+            own = [point for point in points if (point.model, point.pairs) == (model, pairs)]
+            if own:
+                error = stats.interval(point.error for point in own)
+                flops = stats.interval(point.flops for point in own).mean
+                print(f"| {model} | {own[0].parameters:,} | {pairs:,} | {len(own)} | {flops:.2g} | "
+                      f"{error.mean:.3f} ± {error.half:.3f} |")
+
+
+def show_laws(points: list[Point]):
+    """The exponents: over pairs and FLOPs for each model, over parameters for each kind."""
+    print("\n| error against | of | exponent b, error = a x^-b | points |\n|---|---|---|---|")
+    for model in dict.fromkeys(point.model for point in points):
+        own = [point for point in points if point.model == model]
+        show_law("training pairs", model, own, lambda point: point.pairs)
+        show_law("FLOPs of training", model, own, lambda point: point.flops)
+    for is_causal, kind in ((False, "encoders"), (True, "causal twins")):
+        for pairs in run.BUDGETS:
+            own = [point for point in points
+                   if (point.is_causal, point.pairs) == (is_causal, pairs)]
+            show_law("parameters", f"{kind}, {pairs:,} pairs", own, lambda point: point.parameters)
+
+
+def show_law(against: str, of: str, points: list[Point], x_of: Callable[[Point], float]):
+    """A line of the table, if there are two different x."""
+    groups = {}  # all seeds of a budget and a size stand at one x
+    for point in points:
+        groups.setdefault((point.model, point.pairs), []).append(x_of(point))
+    means = {key: sum(values) / len(values) for key, values in groups.items()}
+    if len(set(means.values())) < 2:
+        return
+    if any(point.error <= 0 for point in points):
+        print(f"| {against} | {of} | none: a run without an error | {len(points)} |")
+        return
+    law = stats.power_law([means[point.model, point.pairs] for point in points],
+                          [point.error for point in points])
+    print(f"| {against} | {of} | {law['b']:.2f} [{law['low']:.2f}, {law['high']:.2f}] "
+          f"| {len(points)} |")
+
+
+def show_twins(points: list[Point], twins: list[tuple[str, str]]):
+    """The encoder's lead over its twin at each size and budget, and from which size the twin is no
+    longer behind by more than chance."""
+    print("\n| encoder against its twin | training pairs | seeds | accuracy, A - B |")
+    print("|---" * 4 + "|")
+    level = {}  # pairs -> the sizes, from the smallest, and whether the twin is behind there
+    for encoder, twin in twins:
+        for pairs in run.BUDGETS:
+            sides = []
+            for model in (encoder, twin):
+                sides.append({point.seed: 1 - point.error for point in points
+                              if (point.model, point.pairs) == (model, pairs)})
+            found = stats.effect(*sides)
+            if found.n < 2:
+                continue
+            print(f"| {encoder} | {pairs:,} | {found.n} | {found.mean:+.3f} ± {found.half:.3f} |")
+            level.setdefault(pairs, []).append((encoder, found.mean - found.half > 0))
+    for pairs, sizes in level.items():
+        behind = [name for name, is_behind in sizes if is_behind]
+        names = [name for name, _ in sizes]
+        if not behind:
+            print(f"\n{pairs:,} pairs: the twin is behind at none of {', '.join(names)}")
+        elif behind[-1] == names[-1]:
+            print(f"\n{pairs:,} pairs: the twin is behind up to the largest of {', '.join(names)}")
+        else:
+            first_level = names[names.index(behind[-1]) + 1]
+            print(f"\n{pairs:,} pairs: the twin is level from {first_level} on")
+
+
+def twins_of(models: list[str]) -> list[tuple[str, str]]:
+    """(encoder, its twin) of these models, from the contrasts of run.py; the smallest first."""
+    found = []
+    for contrast in run.GROUPS["causal"]:
+        (encoder,), twin = contrast.models, contrast.b["model"]
+        if encoder in models and twin in models:
+            found.append((encoder, twin))
+    return sorted(found, key=lambda pair: size_of(pair[0]).parameters)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", default=["nano-instruct", "nano-causal"],
+                        help="names as run.py takes them")
+    parser.add_argument("--domain", nargs="+", default=list(data.DOMAINS),
+                        choices=list(data.DOMAINS))
+    parser.add_argument("--data", nargs="+", default=[], help="the files of pairs of the runs")
+    flags = parser.parse_args(argv)
+
+    methods = {run.method_of(Cell(model, "", 0)) for model in flags.model}
+    records = {}
+    for model in flags.model:
+        records.update(run.read_records(model, tuple(flags.data), only_look=True))
+    rates = run.chosen_rates(records, run.rate_jobs(flags.model, flags.domain, methods))
+    points = []
+    for model in flags.model:
+        points.extend(points_of(model, flags.domain, records, rates))
+    if not points:
+        raise ValueError(f"no runs of {', '.join(flags.model)} yet: python experiments/run.py "
+                         f"claims --model {' '.join(flags.model)}")
+    show_points(points)
+    show_laws(points)
+    show_twins(points, twins_of(flags.model))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
