@@ -1,12 +1,13 @@
 """How many comparisons a ranking of many responses needs, and what it loses with fewer.
 
     python experiments/tournaments.py runs/PAIR runs/SINGLE my.jsonl
-    python experiments/tournaments.py runs/nano-reasoning-s17 nano/pairs/reasoning.test.jsonl \\
-        --candidates 8 16 32 64 --prompts 20
+    python experiments/tournaments.py runs/nano-instruct-reasoning-s17 nano
+    python experiments/tournaments.py runs/PAIR my.jsonl --candidates 8 16 32 64 --prompts 20
 
-The candidates for a prompt are its two responses and those of other pairs, drawn by the seed. A
-model of context "pair" compares all of them once. From this table each way of ranking takes what it
-asks for:
+The candidates for a prompt are its two responses and those of other pairs, drawn by the seed. With
+`nano` they are those of best_of_n.py, whose truth is known: one in sixteen is right, the others are
+wrong in several ways. A model of context "pair" compares all of them once. From this table each way
+of ranking takes what it asks for:
 
     all pairs    k (k - 1) / 2 comparisons, each with each
     tournament   what evaluate.RewardModel.rank does with many: log2(k) rounds of k / 2
@@ -16,13 +17,14 @@ A model of context "single" scores each response once: k rows, where a compariso
 
 Columns: rows that the model reads; how often the best of all pairs comes first; the rank
 correlation (Spearman's) with all pairs, whose first model of context "pair" is meant; how often the
-pair's own better response comes first.
+pair's own better response (of nano's candidates a right one) comes first.
 """
 
 import argparse
 import random
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +33,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import Item, Pair  # noqa: E402
 from evaluate import Judged, RewardModel, Tournament, play  # noqa: E402
+from experiments import best_of_n  # noqa: E402
 from experiments.stats import interval  # noqa: E402
 from infra.pairs import load_pairs  # noqa: E402
+from infra.sources import load_sets  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
 
 # ---------------------------------------------------------------------------------- what is ranked
@@ -52,6 +56,30 @@ def make_candidates(pairs: list[Pair], prompts: int, count: int, seed: int) -> l
         others = [text for text in lot.sample(pool, len(pool)) if text not in own]
         responses = (*own, *others[:count - 2])
         items.append(Item(pair.prompt, responses, domain=pair.domain))
+    return items
+
+
+def known_candidates(prompts: int, count: int, seed: int) -> list[Item]:
+    """Items of `count` different responses to prompts of nano's test in reasoning: the right ones
+    first, at least one; the others of the kinds of best_of_n.py, as often as there."""
+    lot = random.Random(seed)
+    world = best_of_n.microworld.make_world()
+    words = [word for word in world if world[word].part == "test"]
+    kinds = [kind for kind in best_of_n.KINDS if kind != "right"]
+    how_often = [best_of_n.KINDS[kind] for kind in kinds]
+
+    items = []
+    for pair in lot.sample(load_sets(["nano"], "reasoning", 0, 0, 0).test, prompts):
+        right = best_of_n.word_in(pair.chosen, words)
+        wrong = best_of_n.word_in(pair.rejected, words)
+        other = lot.choice([word for word in words if word not in (right, wrong)])
+        good, bad = {}, {}  # sets that keep their order
+        while len(good) < max(1, count // 16):
+            good[best_of_n.answer(lot, "right", right, wrong, other)] = True
+        while len(good) + len(bad) < count:
+            kind = lot.choices(kinds, how_often)[0]
+            bad[best_of_n.answer(lot, kind, right, wrong, other)] = True
+        items.append(Item(pair.prompt, (*good, *bad), good=len(good), domain=pair.domain))
     return items
 
 
@@ -137,21 +165,23 @@ class Line(NamedTuple):
     better_first: list[float]
 
 
-def compare_with(reference: list[np.ndarray], rankings: list[Ranking]) -> Line:
-    """`reference` are the scores of all pairs, for each prompt."""
+def compare_with(reference: list[np.ndarray], rankings: list[Ranking], good: list[int]) -> Line:
+    """For each prompt: `reference`, the scores of all pairs; `good`, how many of the responses, the
+    first ones, are the better ones."""
     line = Line([], [], [], [])
-    for expected, ranking in zip(reference, rankings, strict=True):
+    for expected, ranking, better in zip(reference, rankings, good, strict=True):
         first = int(ranking.scores.argmax())
         line.rows.append(ranking.rows)
         line.best_found.append(float(expected[first] == expected.max()))
         line.correlation.append(correlation(expected, ranking.scores))
-        line.better_first.append(float(first == 0))
+        line.better_first.append(float(first < better))
     return line
 
 
 def measure(judges: dict[str, RewardModel], items: list[Item]) -> dict[str, Line]:
     """The lines of the table, for candidates of one number."""
     reference, lines = None, {}
+    good = [item.good for item in items]
     for name, judge in judges.items():
         judged = list(judge.judge(items))
         ways = {"single": by_score} if judge.single else WAYS
@@ -159,7 +189,7 @@ def measure(judges: dict[str, RewardModel], items: list[Item]) -> dict[str, Line
             rankings = [rank(one) for one in judged]
             if reference is None:
                 reference = [ranking.scores for ranking in rankings]  # all pairs come first
-            lines[f"{way}, {name}"] = compare_with(reference, rankings)
+            lines[f"{way}, {name}"] = compare_with(reference, rankings, good)
     return lines
 
 
@@ -186,18 +216,20 @@ def main(argv: list[str] | None = None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("names", nargs="+", metavar="NAME",
-        help="models, one of context pair first, and a file of pairs (.jsonl)")
+        help="models, one of context pair first, and files of pairs (.jsonl) or the word nano")
     add("--candidates", type=int, nargs="+", default=[8, 16, 32, 64], metavar="K")
     add("--prompts", type=int, default=20, metavar="N")
     add("--seed", type=int, default=0)
     add("--device", default="auto", help="auto, cpu or cuda")
     flags = parser.parse_intermixed_args(argv)
 
-    files = [name for name in flags.names if name.endswith((".jsonl", ".json"))]
+    files = [name for name in flags.names if name == "nano" or name.endswith((".jsonl", ".json"))]
     models = [name for name in flags.names if name not in files]
     if not files or not models or min(flags.candidates) < 3 or flags.prompts < 2:
-        raise ValueError("give models and files of pairs, --candidates 3 or more, and --prompts 2 "
-                         "or more")
+        raise ValueError("give models and files of pairs (or nano), --candidates 3 or more, and "
+                         "--prompts 2 or more")
+    if "nano" in files and len(files) > 1:
+        raise ValueError("give nano, or files of pairs, not both")
 
     judges = {name: RewardModel.load(name, device=flags.device) for name in models}
     if judges[models[0]].single:
@@ -205,9 +237,12 @@ def main(argv: list[str] | None = None):
     for judge in judges.values():
         print(judge.about)
 
-    pairs = load_pairs(files)
+    if files == ["nano"]:
+        make = known_candidates
+    else:
+        make = partial(make_candidates, load_pairs(files))
     for count in flags.candidates:
-        items = make_candidates(pairs, flags.prompts, count, flags.seed)
+        items = make(flags.prompts, count, flags.seed)
         show(count, measure(judges, items))
 
 

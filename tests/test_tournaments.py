@@ -11,8 +11,9 @@ import pytest
 import evaluate
 from data import Item, Pair
 from evaluate import Judged
-from experiments import tournaments
+from experiments import best_of_n, tournaments
 from experiments.tournaments import by_all_pairs, by_knockout, by_tournament, compare_with
+from infra.sources import load_sets
 
 
 def additive(count):
@@ -27,10 +28,10 @@ def test_without_noise_every_way_finds_the_best(count):
     judged = additive(count)
     reference = [by_all_pairs(judged).scores]
     for way in (by_all_pairs, by_tournament, by_knockout):
-        line = compare_with(reference, [way(judged)])
+        line = compare_with(reference, [way(judged)], [1])
         assert line.best_found == [1.0]
         assert line.better_first == [0.0]  # the pair's better one is the first text
-    assert compare_with(reference, [by_tournament(judged)]).correlation == pytest.approx([1.0])
+    assert compare_with(reference, [by_tournament(judged)], [1]).correlation == pytest.approx([1.0])
 
 
 def test_rows_are_two_for_each_comparison():
@@ -70,6 +71,29 @@ def test_candidates_are_the_pair_and_different_others():
         assert len(set(item.responses)) == 7
     with pytest.raises(ValueError, match="--candidates 13: there are 12 different"):
         tournaments.make_candidates(pairs, 4, 13, seed=1)
+
+
+@pytest.mark.parametrize("count, right", [(8, 1), (64, 4)])
+def test_candidates_of_nano_are_right_where_they_name_the_right_word(count, right):
+    items = tournaments.known_candidates(3, count, seed=1)
+    assert items == tournaments.known_candidates(3, count, seed=1)
+    pair_of = {pair.prompt: pair for pair in load_sets(["nano"], "reasoning", 0, 0, 0).test}
+    world = best_of_n.microworld.make_world()
+    words = [word for word in world if world[word].part == "test"]
+    for item in items:
+        assert (len(set(item.responses)), item.good) == (count, right)
+        pair = pair_of[item.prompt]
+        heavy = best_of_n.word_in(pair.chosen, words)
+        for place, text in enumerate(item.responses):
+            named = [word for word in words if word in text]
+            assert (named == [heavy]) == (place < right)
+
+
+def test_better_first_counts_any_of_the_better_ones():
+    judged = additive(4)  # the last one is first
+    reference = [by_all_pairs(judged).scores]
+    lines = [compare_with(reference, [by_all_pairs(judged)], [good]) for good in (3, 4)]
+    assert [line.better_first for line in lines] == [[0.0], [1.0]]
 
 
 def test_the_table_has_a_line_for_each_way_and_model(tiny, tmp_path, capsys):
