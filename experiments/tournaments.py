@@ -1,7 +1,7 @@
 """How many comparisons a ranking of many responses needs, and what it loses with fewer.
 
     python experiments/tournaments.py runs/PAIR runs/SINGLE my.jsonl
-    python experiments/tournaments.py runs/nano-instruct-reasoning-s17 nano
+    python experiments/tournaments.py runs/nano-instruct-reasoning-s17 nano --keep
     python experiments/tournaments.py runs/PAIR my.jsonl --candidates 8 16 32 64 --prompts 20
 
 The candidates for a prompt are its two responses and those of other pairs, drawn by the seed. With
@@ -17,7 +17,8 @@ A model of context "single" scores each response once: k rows, where a compariso
 
 Columns: rows that the model reads; how often the best of all pairs comes first; the rank
 correlation (Spearman's) with all pairs, whose first model of context "pair" is meant; how often the
-pair's own better response (of nano's candidates a right one) comes first.
+pair's own better response (of nano's candidates a right one) comes first. --keep writes them to
+experiments/records/tournaments.jsonl, from which notebook 06 draws.
 """
 
 import argparse
@@ -34,10 +35,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import Item, Pair  # noqa: E402
 from evaluate import Judged, RewardModel, Tournament, play  # noqa: E402
 from experiments import best_of_n  # noqa: E402
+from experiments.record_files import append_record  # noqa: E402
 from experiments.stats import interval  # noqa: E402
 from infra.pairs import load_pairs  # noqa: E402
 from infra.sources import load_sets  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
+
+RECORDS = Path(__file__).resolve().parent / "records/tournaments.jsonl"
 
 # ---------------------------------------------------------------------------------- what is ranked
 
@@ -221,6 +225,7 @@ def main(argv: list[str] | None = None):
     add("--prompts", type=int, default=20, metavar="N")
     add("--seed", type=int, default=0)
     add("--device", default="auto", help="auto, cpu or cuda")
+    add("--keep", action="store_true", help=f"add the numbers to {RECORDS.name}")
     flags = parser.parse_intermixed_args(argv)
 
     files = [name for name in flags.names if name == "nano" or name.endswith((".jsonl", ".json"))]
@@ -243,7 +248,12 @@ def main(argv: list[str] | None = None):
         make = partial(make_candidates, load_pairs(files))
     for count in flags.candidates:
         items = make(flags.prompts, count, flags.seed)
-        show(count, measure(judges, items))
+        lines = measure(judges, items)
+        show(count, lines)
+        if flags.keep:
+            for name, line in lines.items():
+                append_record(RECORDS, {"candidates": count, "prompts": flags.prompts,
+                                        "seed": flags.seed, "way": name, **line._asdict()})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
     python -m pytest tests/test_tournaments.py
 """
 
+import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -96,10 +98,8 @@ def test_better_first_counts_any_of_the_better_ones():
     assert [line.better_first for line in lines] == [[0.0], [1.0]]
 
 
-def test_the_table_has_a_line_for_each_way_and_model(tiny, tmp_path, capsys):
-    import json
-    import shutil
-
+def test_the_table_has_a_line_for_each_way_and_model(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tournaments, "RECORDS", tmp_path / "tournaments.jsonl")
     single = shutil.copytree(tiny, tmp_path / "single")
     (single / "tinyrm.json").write_text(json.dumps({"context": "single"}))
     file = tmp_path / "pairs.jsonl"
@@ -109,7 +109,10 @@ def test_the_table_has_a_line_for_each_way_and_model(tiny, tmp_path, capsys):
             row = {"prompt": f"one {i}", "chosen": f"two {lot.random()}", "rejected": f"six {i}"}
             out.write(json.dumps(row) + "\n")
     tournaments.main([str(tiny), str(single), str(file), "--candidates", "4", "9", "--prompts", "3",
-                      "--device", "cpu"])
+                      "--device", "cpu", "--keep"])
+    kept = [json.loads(line) for line in (tmp_path / "tournaments.jsonl").read_text().splitlines()]
+    assert [one["candidates"] for one in kept] == [4] * 4 + [9] * 4
+    assert kept[-1]["way"] == f"single, {single}" and kept[-1]["rows"] == [9] * 3
     printed = capsys.readouterr().out
     for count in (4, 9):
         table = printed.split(f"\n{count} candidates, 3 prompts")[1].split("\n\n")[0]
