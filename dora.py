@@ -5,13 +5,14 @@ direction that a low-rank product may turn (equation 5):
 
     y = x W'^T,    W' = m / ||V|| * V,    V = W + s B A,    s = alpha / R
 
-with W (out, in), A (R, in), B (out, R), m (out,). The paper's W is (in, out), and its norm is taken
-of each column; here, as in PEFT, that is each row of W. Training starts at B = 0 and m = ||W||,
-where W' = W. LoRA is the same without m and the norm: W' = V. Tiny Reward Models uses DoRA at rank
-128 above frozen bottom layers for reasoning (section 3.1).
+with W (out, in), A (R, in), B (out, R), m (out,) for rank R. In that paper W is (in, out), and its
+norm is taken of each column; here, as in PEFT, that is each row of W. Training starts at B = 0 and
+m = ||W||, where W' = W. LoRA is the same without m and the norm: W' = V. Tiny Reward Models uses
+DoRA at rank 128 above frozen bottom layers for reasoning (section 3.1).
 
-The file goes from the formula, through the layer that computes it and its backward pass, to where
-adapters are placed in a model, and how they are stored in PEFT's layout.
+In this file A, B and m are always these; N is any number of tokens. The file goes from the formula,
+through the layer that computes it and its backward pass, to where adapters are placed in a model,
+and how they are stored in PEFT's layout.
 
 `python dora.py` shows what trains at each setting.
 """
@@ -36,7 +37,7 @@ ADAPTERS = ("dora", "lora", "full")
 
 def plain_dora(x: torch.Tensor, W: torch.Tensor, A: torch.Tensor, B: torch.Tensor,
                m: torch.Tensor | None, s: float) -> torch.Tensor:
-    """x W'^T as the paper writes it; m None is LoRA. x (N, in) -> (N, out)
+    """x W'^T as DoRA's paper writes it; m None is LoRA. x (N, in) -> (N, out)
 
     The tests check it against peft, and check AdaptedLinear against it. "We suggest treating
     ||V + dV||_c in Eq. (5) as a constant" (section 4.3; our V is the paper's V + dV): no gradient
@@ -191,7 +192,8 @@ def adapt(model: ModernBERT, adapter: str = "dora", rank: int = 8, alpha: float 
     Under an adapter nothing else of the encoder trains: not W, not the norms, not the embeddings.
     freeze=N with N >= 1 freezes the embeddings, hence the decoder matrix that is tied to them, and
     the N bottom layers; in full fine-tuning all else trains. 0 freezes no layer (under an adapter
-    each gets one). Raises ValueError for settings that this model cannot have."""
+    each gets one). Rank and alpha of 8 are PEFT's defaults; the paper's rank of 128 is in train.py.
+    Raises ValueError for settings that this model cannot have."""
     layers = model.model.layers
     if adapter not in ADAPTERS:
         raise ValueError(f"--adapter {adapter}: give one of {', '.join(ADAPTERS)}")
@@ -209,7 +211,7 @@ def adapt(model: ModernBERT, adapter: str = "dora", rank: int = 8, alpha: float 
         generator = torch.Generator().manual_seed(seed)
         frozen = set(layers[:freeze].modules())
         for name, module in list(model.named_modules()):
-            # Linear are the four products of a layer, and head.dense; not the decoder (an LMHead)
+            # Linear are the four products of a layer, and head.dense; never the Decoder
             if isinstance(module, Linear) and module not in frozen:
                 adapted = AdaptedLinear(module, rank, alpha, adapter, generator)
                 model.set_submodule(name, adapted)
@@ -221,7 +223,11 @@ def adapt(model: ModernBERT, adapter: str = "dora", rank: int = 8, alpha: float 
 
 def adapters(model: nn.Module) -> dict[str, AdaptedLinear]:
     """{name: layer} of all adapters, in the order of the model."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLinear)}
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLinear):
+            found[name] = module
+    return found
 
 
 def merge(model: ModernBERT) -> ModernBERT:
@@ -299,7 +305,7 @@ ADAPTER_FIELDS = {
     "revision": Field(str),  # of the base model: a commit on the Hub
 }
 # Keys that do not change what an adapter computes, or that say what its tensors say again.
-NO_EFFECT = {
+ADAPTER_NO_EFFECT = {
     "auto_mapping", "peft_version", "inference_mode", "lora_dropout", "target_modules",
     "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core", "eva_config",
     "qalora_group_size", "runtime_config",
@@ -350,12 +356,12 @@ def load_adapter(model: ModernBERT, folder: str | Path):
         raise ValueError(f"{folder} does not fit this model: {message}") from None
 
 
-def check_adapter_config(file: Path, config: dict, head: str):
+def check_adapter_config(file: Path, config: dict, head_kind: str):
     """ValueError for an adapter that is computed in another way than here."""
     for key in ("peft_type", "r", "lora_alpha"):
         if config.get(key) is None:
             raise ValueError(f"{file}: {key} is missing")
-    known = NO_EFFECT | ADAPTER_FIELDS.keys()
+    known = ADAPTER_NO_EFFECT | ADAPTER_FIELDS.keys()
     for key, value in config.items():
         if key in COMPUTED:
             odd = bool(value) and value not in COMPUTED[key]
@@ -364,7 +370,8 @@ def check_adapter_config(file: Path, config: dict, head: str):
         if odd:
             raise ValueError(f"{file}: only plain LoRA and DoRA adapters are built here, not those "
                              f"with {key[:60]!r} {str(value)[:60]!r}")
-    if head == "cloze" and (config.get("task_type") == "SEQ_CLS" or config.get("modules_to_save")):
+    is_classifier = config.get("task_type") == "SEQ_CLS" or config.get("modules_to_save")
+    if head_kind == "cloze" and is_classifier:
         raise ValueError(f"{file}: this adapter (task_type, modules_to_save) is of a classifier, "
                          "but no tinyrm.json beside it says head cls")
 

@@ -1,9 +1,9 @@
 """The encoder: ModernBERT (arXiv 2412.13663) with its masked-language-model head, in plain PyTorch.
 
-The legend of shapes, here and in dora.py, data.py and train.py:
+The legend of shapes, here and in data.py, train.py and evaluate.py:
 
     B rows, T tokens of all rows, N any number of tokens, D hidden, H heads, K head size,
-    F feed-forward, V vocabulary, W words that are asked for, R rank of an adapter
+    FF feed-forward, V vocabulary, W words that are asked for
 
 There is no padding here. The rows of a batch lie end to end in one stream of T tokens, and `starts`
 (B+1,) marks them: row b is tokens[starts[b]:starts[b+1]]. Attention never crosses a row, so the
@@ -83,17 +83,17 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def plain_geglu(ab: torch.Tensor) -> torch.Tensor:
-    """GeGLU (arXiv 2002.05202): gelu(a) * b for ab = [a | b], (N, 2 F) -> (N, F). The activation is
-    on the first half."""
+    """GeGLU (arXiv 2002.05202): gelu(a) * b for ab = [a | b], (N, 2 FF) -> (N, FF). The activation
+    is on the first half."""
     a, b = ab.chunk(2, dim=-1)
     return F.gelu(a) * b
 
 
 # ----------------------------------------------------------------------------------- configuration
 
-# What every published ModernBERT has. A config.json that says otherwise is refused; null, false and
-# empty values count as left out.
-REQUIRED = {
+# What every published ModernBERT has, and all that is built here. A config.json that says otherwise
+# is refused; null, false and empty values count as left out.
+REQUIRED_VALUES = {
     "hidden_activation": "gelu",
     "classifier_activation": "gelu",
     "attention_bias": False,
@@ -139,11 +139,11 @@ FIELDS = {
     "rope_scaling": Field(dict),
 }
 
-# Those that are fields of Config as they are.
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-         "num_attention_heads")
-OPTIONS = ("max_position_embeddings", "norm_eps", "initializer_range", "initializer_cutoff_factor",
-           "tie_word_embeddings")
+# Those that are fields of Config as they are: what every config.json must have, and what it may.
+REQUIRED_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                  "num_attention_heads")
+OPTIONAL = ("max_position_embeddings", "norm_eps", "initializer_range", "initializer_cutoff_factor",
+            "tie_word_embeddings")
 
 
 @dataclass(frozen=True)
@@ -186,25 +186,23 @@ class Config:
         if raw.get("model_type") != cls.model_type:
             given = str(raw.get("model_type"))[:40]
             raise ValueError(f"model_type is {given!r}: only {cls.model_type!r} is built here")
-        for key, value in REQUIRED.items():
+        for key, value in REQUIRED_VALUES.items():
             if raw.get(key) and raw[key] != value:
                 raise ValueError(f"{key} is {repr(raw[key])[:60]}: only {value!r} is built here")
 
         values = {}
-        for key in SIZES + OPTIONS:
+        for key in REQUIRED_SIZES + OPTIONAL:
             if raw.get(key) is not None:
                 values[key] = raw[key]
-            elif key in SIZES:
+            elif key in REQUIRED_SIZES:
                 raise ValueError(f"a size is missing: {key}")
 
         # Every n-th layer, from layer 0 on, sees the whole row.
         layer_types = raw.get("layer_types")
         if not layer_types:
-            every = raw.get("global_attn_every_n_layers") or 3
-            layer_types = [
-                "sliding_attention" if i % every else "full_attention"
-                for i in range(raw["num_hidden_layers"])
-            ]
+            n = raw.get("global_attn_every_n_layers") or 3
+            layer_types = ["sliding_attention" if layer % n else "full_attention"
+                           for layer in range(raw["num_hidden_layers"])]
         if any(kind not in ("full_attention", "sliding_attention") for kind in layer_types):
             raise ValueError("layer_types: give full_attention or sliding_attention")
         values["layer_types"] = tuple(layer_types)
@@ -240,13 +238,13 @@ class Config:
             raise ValueError("layer_types does not have num_hidden_layers entries")
         return cls(**values, raw=dict(raw))
 
-    def to_json(self, head: str) -> dict:
-        """The dict for config.json: as it was read, with the class that opens this head. Head "cls"
-        reads [CLS], which transformers calls pooling "cls"."""
+    def to_json(self, head_kind: str) -> dict:
+        """The dict for config.json: as it was read, with the class that opens this head. A
+        classifier reads [CLS], which transformers calls pooling "cls"."""
         raw = dict(self.raw)
         raw.pop("torch_dtype", None)  # the older name of dtype
         raw.pop("_name_or_path", None)  # where somebody had it
-        raw["architectures"] = [self.architectures[head]]
+        raw["architectures"] = [self.architectures[head_kind]]
         raw["dtype"] = "float32"
         raw["tie_word_embeddings"] = self.tie_word_embeddings
         raw["classifier_pooling"] = "cls"
@@ -302,9 +300,9 @@ class Attention(nn.Module):
         y = attention(q, k, v, layout, self.window)  # (T, H, K)
         return self.Wo(y.flatten(1))  # (T, D)
 
-    def at_read(self, x, layout):
-        """The last layer's shortcut: as `forward`, but at the B positions layout.read_at only.
-        x (T, D) -> (B, D)
+    def forward_where_read(self, x, layout):
+        """The last layer's shortcut: as `forward`, but at the B positions layout.read_at only, one
+        of each row ([MASK], or [CLS]). x (T, D) -> (B, D)
 
         Nothing else of the last layer is ever read. All tokens need a key and a value there, but
         only these a query. It saves 8 to 14 % of the time on nano, and 2 % on base. (Not called
@@ -322,7 +320,7 @@ class Attention(nn.Module):
         q = rotate(q, cos[layout.read_at], sin[layout.read_at])
         k = rotate(k, cos, sin)
 
-        y = attention_at_read(q, k, v, layout)  # (B, H, K)
+        y = attention_where_read(q, k, v, layout)  # (B, H, K)
         return self.Wo(y.flatten(1))  # (B, D)
 
 
@@ -356,9 +354,9 @@ class Layer(nn.Module):
         x = x + self.attn(self.attn_norm(x), layout)
         return x + self.mlp(self.mlp_norm(x))
 
-    def at_read(self, x, layout):
+    def forward_where_read(self, x, layout):
         """x (T, D) -> (B, D): the positions layout.read_at only."""
-        x = x[layout.read_at] + self.attn.at_read(self.attn_norm(x), layout)
+        x = x[layout.read_at] + self.attn.forward_where_read(self.attn_norm(x), layout)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -386,7 +384,9 @@ class Encoder(nn.Module):
 
         for i, layer in enumerate(self.layers):
             last = i == len(self.layers) - 1
-            forward = layer.at_read if last and layout.read_at is not None else layer
+            forward = layer
+            if last and layout.read_at is not None:
+                forward = layer.forward_where_read
             if recompute_layers and x.requires_grad:
                 x = checkpoint(forward, x, layout, use_reentrant=False)
             else:
@@ -394,9 +394,9 @@ class Encoder(nn.Module):
         return self.final_norm(x)
 
 
-class LMHead(nn.Module):
-    """h -> logits over the vocabulary. A checkpoint calls it `decoder`. Tied: `weight` is None, and
-    the embedding matrix is used. The bias is its own."""
+class Decoder(nn.Module):
+    """h -> logits over the vocabulary. Tied: `weight` is None, and the embedding matrix is used.
+    The bias is its own."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -419,19 +419,24 @@ class LMHead(nn.Module):
 
 
 class ModernBERT(nn.Module):
-    """The encoder with one of two heads:
+    """The encoder with one of two heads, by `head_kind`:
 
     - "cloze", the pretrained one: a verdict is a word at [MASK] (Tiny Reward Models, section 2);
     - "cls", a fresh layer on [CLS]: the paper's baseline (section 3.2).
 
-    The Hub's name for what stands before either of them (dense, GELU, norm) is `head`."""
+    Its parts have their names from the checkpoints, where `head` is less than the whole head:
+
+    - model: the encoder, (T, D);
+    - head: dense, GELU, norm, before either output, (N, D);
+    - decoder, under "cloze": one logit for each word, (N, V);
+    - classifier, under "cls": one logit for each of two classes, (N, 2)."""
 
     config_class = Config
 
-    def __init__(self, config: Config, head: str = "cloze"):
+    def __init__(self, config: Config, head_kind: str = "cloze"):
         super().__init__()
         self.config = config
-        self.head_kind = head
+        self.head_kind = head_kind
         self.compute_dtype = None  # None: as the weights are stored
         self.recompute_layers = False  # in the backward pass, which takes time and saves memory
         self.model = Encoder(config)
@@ -439,8 +444,8 @@ class ModernBERT(nn.Module):
             "dense": Linear(config.hidden_size, config.hidden_size),
             "norm": nn.LayerNorm(config.hidden_size, config.norm_eps, bias=False),
         })
-        if head == "cloze":
-            self.decoder = LMHead(config)
+        if head_kind == "cloze":
+            self.decoder = Decoder(config)
         else:
             self.classifier = nn.Linear(config.hidden_size, 2)
 
@@ -459,8 +464,8 @@ class ModernBERT(nn.Module):
         return pack_layout(self.config, tokens, starts, read_at, dtype)
 
     def logits(self, h: torch.Tensor, word_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """h (N, D) -> (N, V), or (N, W) for the words word_ids (W,) only; (N, 2) under head
-        "cls"."""
+        """h (N, D) -> (N, V), or (N, W) for the words word_ids (W,) only; a classifier's are always
+        (N, 2)."""
         activated = F.gelu(self.head.dense(h))  # (N, D)
         h = self.head.norm(activated.to(h.dtype))  # (N, D)
         if self.head_kind == "cls":
@@ -469,7 +474,7 @@ class ModernBERT(nn.Module):
 
     def set_compute_dtype(self, dtype: torch.dtype) -> "ModernBERT":
         """Compute products and attention in `dtype`, over weights that stay as they are stored: in
-        every Linear (or the adapter in its place) and in the LM head. A classifier stays in the
+        every Linear (or the adapter in its place) and in the decoder. A classifier stays in the
         precision of its weights. Returns self."""
         for module in self.modules():
             if hasattr(module, "compute_dtype"):
@@ -532,8 +537,8 @@ class PackedLayout(NamedTuple):
     max_seqlen: int
     equal_runs: list[EqualRun]  # in the order of the stream
     rope: dict[str, tuple]  # layer type -> cos and sin, each (T, 1, K/2) in float32
-    local_mask: torch.Tensor | None  # see local_mask(); None for flash, or if all rows fit
-    read_at: torch.Tensor | None  # (B,)
+    local_mask: torch.Tensor | None  # see the function local_mask; None where none is needed
+    read_at: torch.Tensor | None  # (B,) what is read of the last layer; None: all of it
     flash: bool  # attention runs on torch's variable-length flash kernel
 
 
@@ -543,13 +548,14 @@ def pack_layout(config: Config, tokens: torch.Tensor, starts: torch.Tensor,
     for an empty row, for one beyond the model's positions, and for starts that do not fit the
     tokens."""
     device = tokens.device
-    sizes = starts.cpu().diff().tolist()  # no wait: data.pack leaves starts on the CPU
-    if min(sizes) < 1 or max(sizes) > config.max_position_embeddings or sum(sizes) != len(tokens):
-        raise ValueError(f"rows of {min(sizes)} to {max(sizes)} tokens, {sum(sizes)} of "
-                         f"{len(tokens)} in all: need 1 to {config.max_position_embeddings} each")
+    lengths = starts.cpu().diff().tolist()  # no wait: data.pack leaves starts on the CPU
+    shortest, longest, total = min(lengths), max(lengths), sum(lengths)
+    if shortest < 1 or longest > config.max_position_embeddings or total != len(tokens):
+        raise ValueError(f"rows of {shortest} to {longest} tokens, {total} of {len(tokens)} in "
+                         f"all: need 1 to {config.max_position_embeddings} each")
 
     cu_seqlens = starts.to(device, torch.int32, non_blocking=True)
-    row = torch.arange(len(sizes), device=device)
+    row = torch.arange(len(lengths), device=device)
     row = row.repeat_interleave(cu_seqlens.diff(), output_size=len(tokens))  # (T,) of each token
     position = torch.arange(len(tokens), device=device) - cu_seqlens[row]  # (T,) in its row
 
@@ -560,12 +566,12 @@ def pack_layout(config: Config, tokens: torch.Tensor, starts: torch.Tensor,
         rope[layer_type] = rope_tables(position, config.head_size, theta)
 
     # rows of 5, 5 and 7 tokens are the runs (2 rows of 5) and (1 row of 7)
-    equal_runs = [EqualRun(len(list(run)), length) for length, run in groupby(sizes)]
+    equal_runs = [EqualRun(len(list(run)), length) for length, run in groupby(lengths)]
     flash = uses_flash(device, dtype)
     mask = None
-    if not flash and max(sizes) > config.window + 1:
+    if not flash and longest > config.window + 1:
         mask = local_mask(row, config.window, config.window)
-    return PackedLayout(cu_seqlens, max(sizes), equal_runs, rope, mask, read_at, flash)
+    return PackedLayout(cu_seqlens, longest, equal_runs, rope, mask, read_at, flash)
 
 
 def uses_flash(device, dtype) -> bool:
@@ -587,8 +593,9 @@ def attention(q, k, v, layout: PackedLayout, window: int | None = None):
     return row_attention(q, k, v, layout, sizes)
 
 
-def attention_at_read(q, k, v, layout: PackedLayout):
-    """One query a row, which sees its whole row: q (B, H, K), k and v (T, H, K) -> (B, H, K)."""
+def attention_where_read(q, k, v, layout: PackedLayout):
+    """One query a row, at the token that is read, which sees its whole row: q (B, H, K), k and v
+    (T, H, K) -> (B, H, K)."""
     if layout.flash:
         one_each = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
         return flash_attention(q, k, v, one_each, 1, layout, -1)
@@ -799,18 +806,19 @@ def read_config(folder: str | Path, config_class: type[Config] = Config) -> Conf
     return config
 
 
-def load(folder: str | Path, head: str | None = None, seed: int = 0,
+def load(folder: str | Path, head_kind: str | None = None, seed: int = 0,
          model_class: type[ModernBERT] = ModernBERT) -> ModernBERT:
     """The model of a folder in the Hub's layout: float32, in eval mode.
 
-    head None takes the head that the checkpoint has. "cls" over a masked-language-model checkpoint
+    head_kind None takes the head that the checkpoint has. "cls" over a checkpoint of the cloze kind
     keeps its head.dense and head.norm under a fresh classifier, drawn from `seed`. Raises
     ValueError that names the tensors which are missing, not known, or of another shape.
     """
     folder = Path(folder)
     config = read_config(folder, model_class.config_class)
-    head = head or config.saved_head
-    if head == "cloze" and config.saved_head == "cls":
+    if head_kind is None:
+        head_kind = config.saved_head
+    if head_kind == "cloze" and config.saved_head == "cls":
         raise ValueError(f"{folder} holds a classifier: it has no decoder for head 'cloze'")
 
     state = read_weights(folder / "model.safetensors")
@@ -821,8 +829,8 @@ def load(folder: str | Path, head: str | None = None, seed: int = 0,
                              "set tie_word_embeddings to false in config.json to use it")
 
     with torch.device("meta"):  # shapes without memory
-        model = model_class(config, head)
-    fresh = head != config.saved_head
+        model = model_class(config, head_kind)
+    fresh = head_kind != config.saved_head  # then it is "cls"
     if fresh:
         state = {name: w for name, w in state.items() if not name.startswith("decoder.")}
         for name, p in model.classifier.named_parameters():

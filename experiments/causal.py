@@ -38,7 +38,7 @@ from tinyrm import (  # noqa: E402
     Linear,
     ModernBERT,
     PackedLayout,
-    attention_at_read,
+    attention_where_read,
     local_attention,
     local_mask,
     rotate,
@@ -94,7 +94,7 @@ class CausalAttention(nn.Module):
         y = causal_attention(q, k, v, layout, self.window)  # (T, H, K)
         return self.Wo(y.flatten(1))  # (T, D)
 
-    def at_read(self, x, layout):
+    def forward_where_read(self, x, layout):
         """As `forward`, but at layout.read_at only: x (T, D) -> (B, D). What is read is the last
         token of each row, which sees the whole row, as every token of the encoder does."""
         if self.window is not None:
@@ -108,7 +108,7 @@ class CausalAttention(nn.Module):
         q = rotate(q, cos[layout.read_at], sin[layout.read_at])
         k = rotate(k, cos, sin)
 
-        y = attention_at_read(q, k, v, layout)  # (B, H, K)
+        y = attention_where_read(q, k, v, layout)  # (B, H, K)
         return self.Wo(y.flatten(1))  # (B, D)
 
 
@@ -144,12 +144,12 @@ class CausalModernBERT(ModernBERT):
 
     config_class = CausalConfig
 
-    def __init__(self, config: CausalConfig, head: str = "cloze"):
-        super().__init__(config, head)
+    def __init__(self, config: CausalConfig, head_kind: str = "cloze"):
+        super().__init__(config, head_kind)
         for layer, layer_type in zip(self.model.layers, config.layer_types, strict=True):
             layer.attn = CausalAttention(config, layer_type)
 
-        if head == "cloze":
+        if head_kind == "cloze":
             # under its other name, and still before the decoder: the order of the parameters is
             # the order in which weights are drawn
             before_decoder, decoder = self.head, self.decoder

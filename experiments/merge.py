@@ -132,7 +132,7 @@ def branch(model: ModernBERT, x: torch.Tensor, layout: PackedLayout, layers: int
     above = model.model.layers[layers:]
     for layer in above[:-1]:
         x = layer(x, layout)
-    return model.model.final_norm(above[-1].at_read(x, layout))
+    return model.model.final_norm(above[-1].forward_where_read(x, layout))
 
 
 def same_trunk(models: list[ModernBERT], layers: int) -> list[str]:

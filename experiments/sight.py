@@ -110,7 +110,7 @@ class SightAttention(Attention):
             out.append(y.transpose(1, 2).flatten(0, 1))  # (rows * length, H, K)
         return self.Wo(torch.cat(out).flatten(1))  # (T, D)
 
-    def at_read(self, x, layout: SightLayout):
+    def forward_where_read(self, x, layout: SightLayout):
         """As `forward`, at the B positions that are read: x (T, D) -> (B, D)."""
         return self.forward(x, layout)[layout.read_at]
 

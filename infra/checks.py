@@ -4,7 +4,7 @@ anything is built from it, and before memory is taken.
 The keys of config.json, and what becomes of each that is known to change the result:
 
     tinyrm.FIELDS          computed, within bounds
-    tinyrm.REQUIRED        computed for one value, which every published model has; else refused
+    tinyrm.REQUIRED_VALUES computed for one value, which every published model has; else refused
     sliding_window         refused, unless it says local_attention again
     decoder_bias           refused where it is false: the head "cloze" has a bias
     head_dim               refused, unless it is hidden_size / num_attention_heads
@@ -52,14 +52,14 @@ def check_model(base: Path, adapter: Path | None = None):
         return  # tinyrm.read_config says so
     raw = read_json(file, tinyrm.FIELDS)
     check_keys(file, raw)
-    for size in tinyrm.SIZES:
+    for size in tinyrm.REQUIRED_SIZES:
         if raw.get(size) is None:
             raise ValueError(f"{file}: a size is missing: {size}")
 
     # weights: at most 8 bytes a number, and the tied matrix twice
-    D, F, V = raw["hidden_size"], raw["intermediate_size"], raw["vocab_size"]
+    D, FF, V = raw["hidden_size"], raw["intermediate_size"], raw["vocab_size"]
     layers = raw["num_hidden_layers"]
-    numbers = layers * (4 * D * D + 3 * D * F + 2 * D) + 2 * V * D + V + D * D + 10 * D
+    numbers = layers * (4 * D * D + 3 * D * FF + 2 * D) + 2 * V * D + V + D * D + 10 * D
     pattern = "model.safetensors"
     if not (base / pattern).is_file():
         pattern = "model-*.safetensors"  # its shards
@@ -67,7 +67,7 @@ def check_model(base: Path, adapter: Path | None = None):
     tokenizer_folder = base
     if adapter is not None:
         rank = read_json(adapter / dora.ADAPTER_CONFIG, dora.ADAPTER_FIELDS).get("r") or 1
-        numbers = layers * (8 * D + 3 * F) * (rank + 1) + (V + 8 * D) * (rank + 1)
+        numbers = layers * (8 * D + 3 * FF) * (rank + 1) + (V + 8 * D) * (rank + 1)
         check_size(adapter, "adapter_model.safetensors", 8 * numbers, dora.ADAPTER_CONFIG)
         if (adapter / "tokenizer.json").is_file():
             tokenizer_folder = adapter
@@ -95,7 +95,7 @@ def check_keys(file: Path, raw: dict):
     if raw.get("decoder_bias") is False and not is_classifier:
         raise ValueError(f"{file}: decoder_bias is false: only a decoder with a bias is built here")
 
-    known = NO_EFFECT | tinyrm.FIELDS.keys() | tinyrm.REQUIRED.keys()
+    known = NO_EFFECT | tinyrm.FIELDS.keys() | tinyrm.REQUIRED_VALUES.keys()
     ignored = sorted(key for key, value in raw.items() if value and key not in known)
     if ignored:
         say_once(f"{file}: not known here and ignored: {', '.join(ignored)[:300]!r}")

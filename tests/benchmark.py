@@ -144,7 +144,7 @@ def our_side(args: argparse.Namespace) -> Side:
         for layer in model.model.layers:
             layer.compile()
         last = model.model.layers[-1]
-        last.at_read = torch.compile(last.at_read)
+        last.forward_where_read = torch.compile(last.forward_where_read)
 
     rows = random_rows(args.rows)
     starts = torch.tensor([0, *args.rows]).cumsum(0)  # stays on the CPU

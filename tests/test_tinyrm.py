@@ -218,7 +218,7 @@ def test_one_query_a_row_equals_plain_attention_at_that_place(lengths):
     _, _, starts, read_at = random_rows(lengths)
     q, k, v = (randn(sum(lengths), 2, 8, seed=i).requires_grad_() for i in range(3))
 
-    ours = tinyrm.attention_at_read(q[read_at], k, v, layout_of(lengths))
+    ours = tinyrm.attention_where_read(q[read_at], k, v, layout_of(lengths))
     plain = tinyrm.plain_attention(q, k, v, tinyrm.may_attend(starts))[read_at]
     assert_same_with_gradients(ours, plain, (q, k, v))
 
@@ -238,7 +238,7 @@ def test_attention_asks_the_flash_kernel_for_what_plain_attention_gives(lengths,
     plain = tinyrm.plain_attention(q, k, v, tinyrm.may_attend(starts, window))
     torch.testing.assert_close(tinyrm.attention(q, k, v, layout, window), plain)
     if window is None:
-        one_a_row = tinyrm.attention_at_read(q[read_at], k, v, layout)
+        one_a_row = tinyrm.attention_where_read(q[read_at], k, v, layout)
         torch.testing.assert_close(one_a_row, plain[read_at])
 
 
