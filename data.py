@@ -143,12 +143,13 @@ class Slot(Enum):
     MASK = "mask"
     QUESTION = "question"  # the domain's, or one's own
     PROMPT = "prompt"  # what the user wrote
-    A = "a"
-    B = "b"
+    RESPONSE_A = "a"  # the response that stands first in the row
+    RESPONSE_B = "b"  # the second one; none in context "single"
 
 
 CLS, SEP, MASK = Slot.CLS, Slot.SEP, Slot.MASK
-QUESTION, PROMPT, A, B = Slot.QUESTION, Slot.PROMPT, Slot.A, Slot.B
+QUESTION, PROMPT = Slot.QUESTION, Slot.PROMPT
+RESPONSE_A, RESPONSE_B = Slot.RESPONSE_A, Slot.RESPONSE_B
 
 
 class Template(NamedTuple):
@@ -156,7 +157,7 @@ class Template(NamedTuple):
 
     # the word at [MASK] for label 0 (the first response is better; the one response is chosen), and
     # for label 1
-    labels: tuple[str, str]
+    label_words: tuple[str, str]
     # slots and literal texts; CLS, SEP and MASK are pieces of their own
     pieces: tuple[tuple, ...]
 
@@ -167,36 +168,36 @@ TEMPLATES = {
     # and a piece has at most one text of the user, so the two orders of a pair have the same
     # tokens. The label words bring their own space, hence none stands before the mask.
     ("option", "pair"): Template(
-        labels=(" A", " B"),
+        label_words=(" A", " B"),
         pieces=(
             (CLS,),
             ("Instruction:",), (" ", PROMPT),
-            (" Option A:",), (" ", A),
-            (" Option B:",), (" ", B),
+            (" Option A:",), (" ", RESPONSE_A),
+            (" Option B:",), (" ", RESPONSE_B),
             (" ", QUESTION, " The better option is"), (MASK,), (".",),
             (SEP,),
         ),
     ),
     # The same for one response alone; the words are ours.
     ("option", "single"): Template(
-        labels=(" Yes", " No"),
+        label_words=(" Yes", " No"),
         pieces=(
             (CLS,),
             ("Instruction:",), (" ", PROMPT),
-            (" Response:",), (" ", A),
+            (" Response:",), (" ", RESPONSE_A),
             (" ", QUESTION, " The answer is"), (MASK,), (".",),
             (SEP,),
         ),
     ),
-    # The author's layout, with the seams between tokens that his checkpoints know: two spaces
-    # before the masked digit, none between the second response and "Answer:".
+    # The author's layout, with tokens that end where his checkpoints know it: there are two spaces
+    # before the masked digit, and none between the second response and "Answer:".
     ("choice", "pair"): Template(
-        labels=("0", "1"),
+        label_words=("0", "1"),
         pieces=(
             (CLS,),
-            (QUESTION, " Question: ", PROMPT, " Choice 0: ", A),
+            (QUESTION, " Question: ", PROMPT, " Choice 0: ", RESPONSE_A),
             (SEP,),
-            (" Choice 1: ", B, "Answer:  "), (MASK,),
+            (" Choice 1: ", RESPONSE_B, "Answer:  "), (MASK,),
             (SEP,),
         ),
     ),
@@ -206,10 +207,11 @@ TEMPLATES = {
 # ----------------------------------------------------------------------------------- the tokenizer
 
 
-# Of a text of more characters only the ends are tokenised, see PromptFormat.without_middle. It is
-# cut at seams; one without any (a word of a million letters is none) is cut anywhere.
+# Of a text of more characters than VERY_LONG only the ends are tokenised, see
+# PromptFormat.without_middle. It is cut right after a CUT_POINT, a visible character that a space
+# follows; a text of more than LONGEST_WORD characters that has none is cut anywhere.
 VERY_LONG = 100_000
-SEAM = re.compile(r"\S(?= )")
+CUT_POINT = re.compile(r"\S(?= )")
 LONGEST_WORD = 1_000_000
 
 
@@ -224,11 +226,11 @@ class RowTokenizer:
         return self.library.decode(ids, skip_special_tokens=False)
 
     @cached_property
-    def has_seams(self) -> bool:
+    def splits_at_cut_points(self) -> bool:
         """Whether no token has a visible character and then a space."""
         each = [[index] for index in range(self.library.get_vocab_size())]
         tokens = self.library.decode_batch(each, skip_special_tokens=False)
-        return not any(SEAM.search(token) for token in tokens)
+        return not any(CUT_POINT.search(token) for token in tokens)
 
 
 def load_tokenizer(folder: str | Path) -> RowTokenizer:
@@ -296,8 +298,8 @@ def without_special_pieces(library: Tokenizer) -> Tokenizer:
 
 
 class Segment(NamedTuple):
-    """A part of a row that comes from one place. Only the slots CLS, SEP and MASK become special
-    tokens, whatever the texts are."""
+    """A part of a row that comes from one place: a slot that is filled, or words of the template.
+    Only the slots CLS, SEP and MASK become special tokens, whatever the texts are."""
 
     slot: Slot | None  # None: the template's own words
     text: str
@@ -311,6 +313,8 @@ class Piece(NamedTuple):
 
 
 class Row(NamedTuple):
+    """What the encoder reads to compare two responses, or to score one."""
+
     tokens: list[int]
     read_at: int  # index of [MASK], or of [CLS] for head "cls"
     label: int  # 0: the first response is the better one (alone in the row: this one is chosen)
@@ -360,7 +364,7 @@ class PromptFormat:
     @property
     def label_words(self) -> tuple[str, str]:
         """The words at [MASK] for label 0 and for label 1."""
-        return TEMPLATES[self.template, self.context].labels
+        return TEMPLATES[self.template, self.context].label_words
 
     @cached_property
     def label_ids(self) -> tuple[int, int]:
@@ -414,11 +418,11 @@ class PromptFormat:
         return rows_of_pairs, dropped
 
     def fill(self, pair: Pair, first: str, second: str) -> list[Piece]:
-        """The template with its slots filled: `first` stands as a, `second` as b."""
+        """The template with its slots filled: `first` is response A, `second` response B."""
         texts = {QUESTION: clean(self.question_for(pair))}
-        for slot, text in ((PROMPT, pair.prompt), (A, first), (B, second)):
+        for slot, text in ((PROMPT, pair.prompt), (RESPONSE_A, first), (RESPONSE_B, second)):
             texts[slot] = clean(text)
-            if len(text) > max(VERY_LONG, 48 * self.max_length):
+            if len(text) > max(VERY_LONG, 3 * 16 * self.max_length):  # see without_middle
                 texts[slot] = self.without_middle(texts[slot])
         pieces = []
         for parts in TEMPLATES[self.template, self.context].pieces:
@@ -434,25 +438,28 @@ class PromptFormat:
         return pieces
 
     def without_middle(self, text: str) -> str:
-        """Both ends of a very long text, with enough tokens each: a row has no more of a
-        response's beginning, nor of a prompt's end, and 20 MB would take gigabytes. What is left
-        out here is not counted in `Row.cut`, which says then that at least so much was cut.
+        """Both ends of a very long text, joined; to tokenise 20 MB would take gigabytes. No row
+        keeps more than max_length tokens, of a response from its beginning, of a prompt from its
+        end. What is left out here is not counted in `Row.cut`, which then says that at least so
+        much was cut.
 
-        It is cut at seams: a seam is a place after a visible character and before a space. No token
-        has a visible character and then a space (`has_seams`), so none reaches over a seam: pairs
-        of bytes merge on one side of it, a pattern that splits words splits there, and nothing
-        composes with a space. Hence the tokens on one side do not depend on what stands on the
-        other, as long as the seam is one; and where the two ends meet there is a seam again."""
-        for size in (16 * self.max_length, 128 * self.max_length, 1024 * self.max_length):
-            if len(text) < 3 * size or not self.tokenizer.has_seams:
+        The rows stay the same, since no token reaches over a CUT_POINT (`splits_at_cut_points`):
+        pairs of bytes merge on one side of it, a pattern that splits words splits there, and
+        nothing composes with a space. Hence the tokens on one side do not depend on what stands on
+        the other; and where the two ends meet, there is such a point again."""
+        # 16 characters for each token of a row are mostly enough. Where they are not (a line of
+        # dashes can be one token), longer ends are tried.
+        for characters_a_token in (16, 128, 1024):
+            size = characters_a_token * self.max_length
+            if len(text) < 3 * size or not self.tokenizer.splits_at_cut_points:
                 break
-            first = SEAM.search(text, size, 2 * size)
-            last = SEAM.search(text, len(text) - size)
+            first = CUT_POINT.search(text, size, 2 * size)
+            last = CUT_POINT.search(text, len(text) - size)
             if first and last:
-                head, tail = text[:first.end()], text[last.end():]
-                if self.has_enough_tokens(head) and self.has_enough_tokens(tail):
-                    return head + tail
-        if len(text) > LONGEST_WORD:  # a text without a seam has its middle cut anywhere
+                beginning, end = text[:first.end()], text[last.end():]
+                if self.has_enough_tokens(beginning) and self.has_enough_tokens(end):
+                    return beginning + end
+        if len(text) > LONGEST_WORD:  # no such points, or too few tokens: cut anywhere
             return text[:LONGEST_WORD // 2] + text[-LONGEST_WORD // 2:]
         return text
 
@@ -489,12 +496,13 @@ class PromptFormat:
                 parts.extend(split_tokens(piece, encoded[piece.text]))
 
         # How much of each text of the user stays?
-        lengths = {slot: len(ids) for slot, ids in parts if slot in (PROMPT, A, B)}
+        user_slots = (PROMPT, RESPONSE_A, RESPONSE_B)
+        lengths = {slot: len(ids) for slot, ids in parts if slot in user_slots}
         total = sum(len(ids) for _, ids in parts)
         keep_prompt = keep_response = total  # all of it
         if total > self.max_length:
             prompt = lengths[PROMPT]
-            responses = [lengths[slot] for slot in (A, B) if slot in lengths]
+            responses = [lengths[slot] for slot in (RESPONSE_A, RESPONSE_B) if slot in lengths]
             room = self.max_length - (total - prompt - sum(responses))
             if room < 0:
                 raise ValueError(f"--max-length {self.max_length}: the template alone needs "
@@ -505,7 +513,7 @@ class PromptFormat:
         for slot, ids in parts:
             if slot is PROMPT:
                 ids = ids[max(0, len(ids) - keep_prompt):]
-            elif slot in (A, B):
+            elif slot in (RESPONSE_A, RESPONSE_B):
                 ids = ids[:keep_response]
             if slot is not None:
                 spans[slot.value] = (len(tokens), len(tokens) + len(ids))
@@ -516,8 +524,8 @@ class PromptFormat:
 
 
 def split_tokens(piece: Piece, encoding: Encoding) -> list[tuple[Slot | None, list[int]]]:
-    """(slot, token ids) of each segment of a piece. A token may reach over a seam between two of
-    them: it belongs to the segment in which it ends."""
+    """(slot, token ids) of each segment of a piece. A token that reaches from one segment into the
+    next belongs to the one in which it ends."""
     token_ends = [stop for _, stop in encoding.offsets]  # in characters, ascending
     parts, start, characters = [], 0, 0
     for segment in piece.segments:
@@ -610,7 +618,7 @@ def main(domain="reasoning"):
     nano = Path(__file__).parent / "nano"
     with open(nano / "pairs" / f"{domain}.train.jsonl", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    # the first that is no list of messages, of which infra/pairs.py makes a text
+    # the first whose prompt is a text: some are lists of messages, which infra/pairs.py joins
     row = next(row for row in rows if isinstance(row["prompt"], str))
     pair = Pair(row["prompt"], row["chosen"], row["rejected"], domain=domain)
     for name in ("prompt", "chosen", "rejected"):

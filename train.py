@@ -27,8 +27,9 @@ import torch.nn.functional as F
 import dora
 import tinyrm
 from data import DOMAINS, Batch, Pair, PromptFormat, load_tokenizer, make_micro_batches, pack
-from infra import distributed, flags, hub, machine, plan, run_folder, sources
+from infra import distributed, flags, hub, plan, run_folder, sources
 from infra.flags import OURS, Programs, flag
+from infra.machine import peak_bytes, pick_device, pick_micro_tokens
 from infra.prefetch import one_ahead
 from infra.progress import show_progress, timed
 from infra.run_folder import RunFolder
@@ -42,7 +43,8 @@ from tinyrm import Config, ModernBERT
 @dataclass(frozen=True)
 class Settings:
     """Everything that a run depends on. Every field is a flag: one that is given beats the recipe,
-    the recipe beats the default. The outcome is printed first and stored with the run."""
+    the recipe beats the default. The outcome is printed before training (the line that begins
+    domain=) and stored with the run."""
 
     domain: str = flag("", "the domain of a specialist, or all for a generalist; must be given",
                        lambda: [*DOMAINS, "all"])
@@ -117,7 +119,7 @@ RECIPES = {
         "all": NANO,
     },
 }
-SIZES = {(1024, 28): "large", (768, 22): "base"}  # by width and layers
+SIZE_OF_SHAPE = {(1024, 28): "large", (768, 22): "base"}  # by width and layers
 NANO_VOCABULARY = 10_000  # a model with fewer words is a nano
 
 
@@ -129,7 +131,7 @@ class Recipe(NamedTuple):
 def recipe_for(config: Config, domain: str) -> Recipe:
     """The recipe for a model's shape: large, base or nano. Any other shape takes DoRA of rank 128
     at 1e-4 above a frozen lower half (ours, untuned)."""
-    size = SIZES.get((config.hidden_size, config.num_hidden_layers))
+    size = SIZE_OF_SHAPE.get((config.hidden_size, config.num_hidden_layers))
     if size is None and config.vocab_size < NANO_VOCABULARY:
         size = "nano"
     if size is None:
@@ -161,30 +163,30 @@ def loss_and_correct(model: ModernBERT, prompt_format: PromptFormat, batch: Batc
       every loss is a mean over rows in the end.
     """
     h = model(batch.tokens, batch.starts, batch.read_at)  # (B, D)
-    first, second = prompt_format.label_ids  # two words of V, or the two classes
+    label_0, label_1 = prompt_format.label_ids  # two words of V; under head "cls" the two classes
 
     if prompt_format.context == "single":
-        # Made on the device: copying from the host would wait for it. (Of head "cls" these are the
-        # two classes, and `logits` gives no others.)
-        words = torch.where(torch.arange(2, device=h.device) == 0, first, second)  # (2,)
+        # Made on the device: copying from the host would wait for it. (Under head "cls" these are
+        # the two classes, and `logits` gives no others.)
+        words = torch.where(torch.arange(2, device=h.device) == 0, label_0, label_1)  # (2,)
         z = model.logits(h, words).float()  # (B, 2)
-        score = z[:, 0] - z[:, 1]  # (B,) rows 2i are chosen responses, rows 2i + 1 rejected
+        score = z[:, 0] - z[:, 1]  # (B,) rows 2 i are chosen responses, rows 2 i + 1 rejected
         margin = score[0::2] - score[1::2]  # (B/2,)
         loss = -2 * F.logsigmoid(margin).sum()
         correct = 2 * (margin > 0).sum()
         return BatchLoss(loss, correct, score)
 
     z = model.logits(h).float()  # (B, V), for head "cls" (B, 2)
-    target = torch.where(batch.labels == 0, first, second)  # (B,) the right word or class
+    target = torch.where(batch.labels == 0, label_0, label_1)  # (B,) the right word or class
     loss = F.cross_entropy(z, target, reduction="sum")
 
-    log_odds = z[:, first] - z[:, second]  # (B,)
-    chose_second = log_odds < 0  # in one row equal counts as the first
-    correct = (chose_second == (batch.labels == 1)).sum()
+    log_odds = z[:, label_0] - z[:, label_1]  # (B,)
+    chose_1 = log_odds < 0  # in one row equal counts as label 0
+    correct = (chose_1 == (batch.labels == 1)).sum()
     return BatchLoss(loss, correct, log_odds)
 
 
-class Check(NamedTuple):
+class JudgingResult(NamedTuple):
     """How well pairs are judged. loss and accuracy are None if there are no pairs."""
 
     loss: float | None  # mean over the rows
@@ -193,9 +195,9 @@ class Check(NamedTuple):
 
 
 @torch.inference_mode()
-def check(model: ModernBERT, prompt_format: PromptFormat, batches: list[Batch],
-          device: torch.device) -> Check:
-    """The judgement of pairs in training's own batches, without a gradient.
+def judge_pairs(model: ModernBERT, prompt_format: PromptFormat, batches: list[Batch],
+                device: torch.device) -> JudgingResult:
+    """How well the model judges pairs, in training's own batches, without a gradient.
 
     With both orders averaged, P(chosen is better) = (sigmoid(x) + 1 - sigmoid(y)) / 2, where x are
     the log-odds of the row with the chosen response first, and y those of the other row. This is
@@ -215,8 +217,8 @@ def check(model: ModernBERT, prompt_format: PromptFormat, batches: list[Batch],
     distributed.all_reduce(sums)
     loss, right, n = sums.tolist()
     if n == 0:
-        return Check(None, None, 0)
-    return Check(loss / (2 * n), right / n, int(n))
+        return JudgingResult(None, None, 0)
+    return JudgingResult(loss / (2 * n), right / n, int(n))
 
 
 # ------------------------------------------------------------------ the schedule and the optimizer
@@ -317,16 +319,17 @@ def step_pairs(pairs: list[Pair], pairs_a_step: int, steps: range,
     into steps of nearly equal size, at most `pairs_a_step`: no step holds a pair twice, and where
     there are fewer pairs than that a step is a whole epoch. A step's pairs follow from the seed and
     its number alone, so that a run can be resumed at any step."""
-    every = math.ceil(len(pairs) / pairs_a_step)  # steps an epoch
+    steps_an_epoch = math.ceil(len(pairs) / pairs_a_step)
     shuffled_epoch = None
     for step in steps:
-        epoch, i = divmod(step, every)
+        epoch, i = divmod(step, steps_an_epoch)
         if epoch != shuffled_epoch:
             generator = torch.Generator().manual_seed(seed * 10**6 + epoch)
             order = torch.randperm(len(pairs), generator=generator).tolist()
             shuffled_epoch = epoch
-        first, end = i * len(pairs) // every, (i + 1) * len(pairs) // every
-        yield [pairs[j] for j in order[first:end]]
+        start = i * len(pairs) // steps_an_epoch
+        stop = (i + 1) * len(pairs) // steps_an_epoch
+        yield [pairs[j] for j in order[start:stop]]
 
 
 class Batches(NamedTuple):
@@ -361,21 +364,25 @@ def make_batches(some_pairs: list[Pair], prompt_format: PromptFormat, budget: in
 
 def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: PromptFormat,
           settings: Settings, pairs: PairSets, micro_tokens: int, run: RunFolder) -> int:
-    """All steps that are left. Returns 0, or the exit code of a run that was asked to stop."""
+    """All steps that are left. `run` is the run's folder, and its `record` what run.json holds.
+    Returns 0, or the exit code of a run that was asked to stop."""
     device = next(model.parameters()).device
     make = partial(make_batches, prompt_format=prompt_format, budget=micro_tokens, device=device)
-    held_out_batches = make(pairs.held_out).batches  # judged at quarters of the run
-    test_batches = make(pairs.test).batches  # before and after; the same ones if there are no more
+    # Two sets that are not trained on: the held-out pairs are judged on the way, the test pairs
+    # before the first step and after the last. Where a source keeps back one set, it is both.
+    held_out_batches = make(pairs.held_out).batches
+    test_batches = make(pairs.test).batches
 
     run_result = run.record["result"]
     if "accuracy_before" not in run_result:
         distributed.log(f"judging {len(pairs.test):,} pairs before training")
-        before = check(model, prompt_format, test_batches, device)
+        before = judge_pairs(model, prompt_format, test_batches, device)
         run_result["n"] = before.pairs
         run_result["accuracy_before"], run_result["loss_before"] = before.accuracy, before.loss
         run.write_record()
 
     done, steps = run.steps_done, run.record["steps"]
+    # the steps after which held-out pairs are judged
     quarters = {round(steps / 4), round(steps / 2), round(3 * steps / 4)} - {steps}
     pairs_of_steps = step_pairs(pairs.train, settings.batch_size // 2, range(done, steps),
                                 settings.seed)
@@ -395,9 +402,9 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
             rows_seen += result.rows
 
             line = {"step": done, **result._asdict(), "lr": rate, "seconds": time.time() - began,
-                    "peak_bytes": machine.peak_bytes(device)}
+                    "peak_bytes": peak_bytes(device)}
             if done in quarters:
-                now = check(model, prompt_format, held_out_batches, device)
+                now = judge_pairs(model, prompt_format, held_out_batches, device)
                 line.update(held_out=now.accuracy, held_out_loss=now.loss)
             run.log(line, distributed.sum_counts(dropped))
             show(line)
@@ -414,7 +421,7 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
                          "least after truncation; see --max-length")
     run.save(steps)
     distributed.log("judging and saving")
-    after = check(model, prompt_format, test_batches, device)
+    after = judge_pairs(model, prompt_format, test_batches, device)
     if after.loss is not None and not math.isfinite(after.loss):
         raise ValueError(f"after the last step the loss is {after.loss}: begin with another --lr")
     run_result["accuracy_after"], run_result["loss_after"] = after.accuracy, after.loss
@@ -480,16 +487,16 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
     if command.resume:
         record = run_folder.read_record(command.resume, given, Settings)
         given = record["settings"]
-    hardware = machine.pick_device(given.get("device", "auto"), given.get("dtype", "auto"))
-    distributed.join(hardware.on_gpu)
+    machine = pick_device(given.get("device", "auto"), given.get("dtype", "auto"))
+    distributed.join(machine.on_gpu)
 
     # Settings, weights and pairs. Rank 0 fetches from the Hub; the others find it in the cache.
     with distributed.rank_0_first():
         if record:
             settings = Settings(**given)
         else:
-            settings = choose_settings(given, hardware.on_gpu, model_class.config_class)
-        distributed.log(hardware.reason)
+            settings = choose_settings(given, machine.on_gpu, model_class.config_class)
+        distributed.log(machine.reason)
         distributed.log(" ".join(f"{name}={value}" for name, value in asdict(settings).items()))
         folder = hub.fetch_pinned(settings.model, settings.revision)
         pairs = sources.load_sets(settings.data, settings.domain, settings.held_out, settings.limit,
@@ -502,8 +509,9 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
         load_tokenizer(folder), template=settings.template, context=settings.context,
         head=settings.head, domain=settings.domain, max_length=settings.max_length,
         question=settings.question)
+    # (load gives eval mode; there is no dropout, so training is the same in it)
     model = tinyrm.load(folder, settings.head, settings.seed, model_class)
-    model.to(hardware.device).set_compute_dtype(hardware.dtype)
+    model.to(machine.device).set_compute_dtype(machine.dtype)
     model.recompute_layers = settings.checkpoint_layers
     trained = dora.adapt(model, settings.adapter, settings.rank, settings.alpha, settings.freeze,
                          settings.seed)
@@ -513,15 +521,15 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
     steps = max(1, round(settings.epochs * steps_an_epoch))
     if settings.max_steps:
         steps = min(steps, settings.max_steps)
-    micro = machine.pick_micro_tokens(settings.micro_tokens, model, hardware)
+    micro = pick_micro_tokens(settings.micro_tokens, model, machine)
     distributed.log(f"{steps} steps; micro-batches of {micro.tokens:,} tokens ({micro.reason})")
     if command.dry_run:
         plan.show(model, prompt_format, pairs, folder, steps=steps, batch_size=settings.batch_size,
-                  micro_tokens=micro.tokens, hardware=hardware)
+                  micro_tokens=micro.tokens, machine=machine)
         return
 
     run = run_folder.begin(command.resume or settings.out, record, settings, steps, pairs=pairs,
-                           hardware=hardware, model_folder=folder, model=model, optimizer=optimizer,
+                           machine=machine, model_folder=folder, model=model, optimizer=optimizer,
                            programs=programs)
     with run.at_work():
         exit_code = train(model, optimizer, prompt_format, settings, pairs, micro.tokens, run)

@@ -1,6 +1,6 @@
 """One fine-tuning run of an experiment: a cell of the grid, a seed, a learning rate -> a record.
 
-It is train.py's recipe (its batches, its step, its check) without a run folder, since a cell is
+It is train.py's recipe (its batches, its step, its judging) without a run folder, since a cell is
 measured and not kept. A cell says everything that differs between two runs; what a seed draws again
 is which training pairs are taken, their order, and fresh weights (DoRA's A, a [CLS] layer). The
 words of the test are the same for all seeds.
@@ -306,7 +306,7 @@ def accuracy(model: ModernBERT, prompt_format: PromptFormat, pairs: list[Pair]) 
     # one thread of a processor is slower with more tokens in a batch (nano: 1.3x at 8,192)
     budget = 2048 if device.type == "cpu" else GPU_TOKENS
     batches = train.make_batches(pairs, prompt_format, budget, device).batches
-    return train.check(model, prompt_format, batches, device).accuracy
+    return train.judge_pairs(model, prompt_format, batches, device).accuracy
 
 
 def benchmark_scores(fitted: Fitted, names: tuple[str, ...]) -> dict[str, dict[str, float]]:

@@ -33,9 +33,9 @@ from data import (  # noqa: E402
     MASK,
     PROMPT,
     QUESTION,
+    RESPONSE_A,
     SEP,
     TEMPLATES,
-    A,
     Pair,
     PromptFormat,
     load_tokenizer,
@@ -87,7 +87,7 @@ def chat_template(prompt_format: PromptFormat, names: dict) -> str:
         for part in parts:
             if part is PROMPT:
                 text += PROMPT_OF_MESSAGES
-            elif part is A:
+            elif part is RESPONSE_A:
                 text += RESPONSE_OF_MESSAGES
             elif part is QUESTION:
                 text += as_literal(question)
@@ -125,7 +125,7 @@ SAMPLES = [("What is 2 + 2?", "4"), ("(a) or 1)?\n", "\n\n- **b**\n\n```\nx\n```
            ("Ж、日本", "“é” 🙂")]
 
 
-def check_seams(prompt_format: PromptFormat, names: dict):
+def check_in_one_text(prompt_format: PromptFormat, names: dict):
     """ValueError for a tokenizer that joins the pieces of a row where they stand in one text."""
     whole = Tokenizer.from_str(prompt_format.tokenizer.library.to_str())
     whole.encode_special_tokens = False
@@ -159,7 +159,7 @@ def export(run: Path | str, out: Path | str):
     library = Tokenizer.from_file(str(folder / "tokenizer.json"))
     special_ids = prompt_format.tokenizer.special_ids
     names = {slot: library.id_to_token(index) for slot, index in special_ids.items()}
-    check_seams(prompt_format, names)
+    check_in_one_text(prompt_format, names)
     if out.exists():
         raise ValueError(f"{out} is already there: give another folder")
     check_writable(out)

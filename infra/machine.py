@@ -1,5 +1,5 @@
-"""What this machine has: the device, the precision, the attention kernel and the way of products
-that are chosen, with the reasons in words; memory that is used, and memory that a run will need."""
+"""What this machine has: the device, the precision, the attention kernel, and what computes matrix
+products, with the reasons in words; memory that is used, and memory that a run will need."""
 
 import os
 import sys
@@ -10,7 +10,6 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from dora import adapters
 from tinyrm import WIDE, Config, ModernBERT, reordered_dtypes, uses_flash
@@ -23,7 +22,7 @@ class Machine(NamedTuple):
     dtype: torch.dtype  # that products and attention are computed in
     on_gpu: bool
     reason: str  # why these, in a line
-    products: str = "default"  # how a processor computes them in float32: see float32_products
+    matmul_backend: str = "default"  # of float32 products on a processor: see float32_matmul
 
 
 def pick_device(device: str = "auto", dtype: str = "auto") -> Machine:
@@ -67,18 +66,19 @@ def attention_kernel(device: str | torch.device, dtype: torch.dtype) -> str:
     return "sdpa in blocks (the flash kernel needs an Ampere GPU or newer)"
 
 
-# ------------------------------------------------------------- float32 products on a processor
+# ------------------------------------------------------ float32 matrix products on a processor
 #
-# torch computes them with MKL on an x86 processor, or with oneDNN. On some processors of AMD's the
-# second is up to twice as quick, at the same rounding. torch asks oneDNN only where it was allowed
-# to round to bf16 in between ("medium" of torch.set_float32_matmul_precision). On a processor with
-# bf16 units oneDNN then does round to bf16, on others it does not. So it is tried: once in a
-# process for each width. This is for training. What needs no gradient goes through oneDNN without
-# any setting: tinyrm.reordered_product.
+# torch computes them by one of two libraries, its backends: on an x86 processor by MKL, or by
+# oneDNN. On some processors of AMD's the second is up to twice as quick, at the same rounding.
+# torch asks oneDNN only where it was allowed to round to bf16 in between ("medium" of
+# torch.set_float32_matmul_precision). On a processor with bf16 units oneDNN then does round to
+# bf16, on others it does not. So it is tried: once in a process for each width. This is for
+# training. What needs no gradient goes through oneDNN without any setting:
+# tinyrm.reordered_product.
 
 
-class Products(NamedTuple):
-    way: str  # "default": as torch is set; "onednn"
+class MatmulChoice(NamedTuple):
+    backend: str  # "default": as torch is set; "onednn"
     reason: str
 
 
@@ -86,34 +86,34 @@ QUICKER = 4 / 3  # by how much oneDNN must be quicker to be taken: timings are n
 WORSE = 4  # its error may be so many times that of the default: bf16's is 10,000 times
 
 
-def with_products(hardware: Machine, width: int) -> Machine:
-    """The machine with the way in which a model of this width computes its float32 products, and
-    the reason. The choice rests on timings: what has to give the same bits again must keep it. A
-    model that is not wide is not tried; it stays with the default (its products are small, and
+def with_matmul_backend(machine: Machine, width: int) -> Machine:
+    """The machine with the backend of the float32 products of a model of this width, and the
+    reason. The choice rests on timings: what has to give the same bits again must keep it. Nothing
+    is tried for a model that is not wide; it stays with the default (its products are small, and
     oneDNN was slower at them)."""
-    if hardware.on_gpu or hardware.dtype != torch.float32 or width < WIDE:
-        return hardware
-    chosen = try_products(width, torch.get_num_threads())
-    reason = f"{hardware.reason}, products: {chosen.reason}"
-    return hardware._replace(products=chosen.way, reason=reason)
+    if machine.on_gpu or machine.dtype != torch.float32 or width < WIDE:
+        return machine
+    chosen = try_matmul_backends(width, torch.get_num_threads())
+    reason = f"{machine.reason}, products: {chosen.reason}"
+    return machine._replace(matmul_backend=chosen.backend, reason=reason)
 
 
-def try_products(width: int, threads: int) -> Products:
-    """The way that a model of this width takes here, by a trial of both."""
-    trial = time_products(width, threads)
-    return quicker_products(trial.seconds, trial.errors)
+def try_matmul_backends(width: int, threads: int) -> MatmulChoice:
+    """The backend that a model of this width takes here, by a trial of both."""
+    trial = time_matmul_backends(width, threads)
+    return quicker_matmul_backend(trial.seconds, trial.errors)
 
 
-class ProductTrial(NamedTuple):
-    """Of the ways "default" and "onednn"."""
+class MatmulTrial(NamedTuple):
+    """Of the backends "default" and "onednn"."""
 
     seconds: dict[str, float]  # of the processor, the best of some
     errors: dict[str, float]  # relative, against float64
 
 
 @cache
-def time_products(width: int, threads: int) -> ProductTrial:
-    """Both ways, in turn, at the product of a layer's Wo. It takes about a tenth of a second.
+def time_matmul_backends(width: int, threads: int) -> MatmulTrial:
+    """Both backends, in turn, at the product of a layer's Wo. It takes about a tenth of a second.
     `threads` is only for the cache."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(512, width, generator=generator)  # with fewer tokens MKL is slower than in use
@@ -122,14 +122,14 @@ def time_products(width: int, threads: int) -> ProductTrial:
 
     seconds, errors = {}, {}
     for _ in range(4):
-        for way in ("default", "onednn"):
-            with float32_products(way):
+        for backend in ("default", "onednn"):
+            with float32_matmul(backend):
                 began = time.process_time()  # not that of other work on this machine
-                y = F.linear(x, weight)
+                y = torch.nn.functional.linear(x, weight)
                 took = time.process_time() - began
-            seconds[way] = min(took, seconds.get(way, took))
-            errors[way] = ((y[:64] - exact).norm() / exact.norm()).item()
-    return ProductTrial(seconds, errors)
+            seconds[backend] = min(took, seconds.get(backend, took))
+            errors[backend] = ((y[:64] - exact).norm() / exact.norm()).item()
+    return MatmulTrial(seconds, errors)
 
 
 def rounds_as_float32(errors: dict[str, float]) -> bool:
@@ -137,31 +137,31 @@ def rounds_as_float32(errors: dict[str, float]) -> bool:
     return errors["onednn"] <= WORSE * errors["default"]
 
 
-def check_products(width: int) -> None:
+def check_matmul_backend(width: int) -> None:
     """ValueError where oneDNN would round to bf16: a run that began with it cannot go on here."""
-    if not rounds_as_float32(time_products(width, torch.get_num_threads()).errors):
+    if not rounds_as_float32(time_matmul_backends(width, torch.get_num_threads()).errors):
         raise ValueError("its float32 products went through oneDNN, which rounds to bf16 on this "
                          "processor: go on where it began, or on one without bf16 units")
 
 
-def quicker_products(seconds: dict[str, float], errors: dict[str, float]) -> Products:
+def quicker_matmul_backend(seconds: dict[str, float], errors: dict[str, float]) -> MatmulChoice:
     """oneDNN where it rounds as float32 does and is quicker by a third."""
     ratio = seconds["default"] / seconds["onednn"]
     numbers = (f"{ratio:.2f}x as quick by processor time, error {errors['onednn']:.0e} "
                f"(else {errors['default']:.0e})")
     if not rounds_as_float32(errors):
-        return Products("default", f"as torch is set (oneDNN rounds to bf16: {numbers})")
+        return MatmulChoice("default", f"as torch is set (oneDNN rounds to bf16: {numbers})")
     if ratio < QUICKER:
-        return Products("default", f"as torch is set (oneDNN: {numbers})")
-    return Products("onednn", f"oneDNN ({numbers})")
+        return MatmulChoice("default", f"as torch is set (oneDNN: {numbers})")
+    return MatmulChoice("onednn", f"oneDNN ({numbers})")
 
 
 @contextmanager
-def float32_products(way: str) -> Iterator[None]:
-    """Inside it the processor computes float32 products in this way, forward and backward. Then
+def float32_matmul(backend: str) -> Iterator[None]:
+    """Inside it the processor computes float32 products by this backend, forward and backward. Then
     torch is set as it was before. The setting is the whole process's, while it lasts: two threads
     must not be inside at once."""
-    if way == "default":
+    if backend == "default":
         yield
         return
     setting = torch.backends.mkldnn.matmul  # a GPU's products have a setting of their own
@@ -205,12 +205,12 @@ def estimate_memory(config: Config, dtype: torch.dtype, adapter: str, freeze: in
 
     For the backward pass autograd keeps of each layer and token the residual stream twice in
     float32, and in the compute precision the inputs and outputs of the four products, and q, k, v
-    once more after RoPE: 11 D + 3 F. If layers are recomputed, it keeps the stream of each layer,
+    once more after RoPE: 11 D + 3 FF. If layers are recomputed, it keeps the stream of each layer,
     and all of one layer. The layer that the backward pass is at takes about twice these, in
     float32."""
-    D, F = config.hidden_size, config.intermediate_size
+    D, FF = config.hidden_size, config.intermediate_size
     unfrozen = config.num_hidden_layers - freeze
-    layer_weights = 4 * D * D + 3 * D * F
+    layer_weights = 4 * D * D + 3 * D * FF
 
     copied_layers = 0
     if dtype.itemsize < 4:
@@ -227,12 +227,12 @@ def estimate_memory(config: Config, dtype: torch.dtype, adapter: str, freeze: in
         everywhere = config.num_hidden_layers * layer_weights * dtype.itemsize
         fixed["copies reordered for oneDNN"] = everywhere
 
-    one_layer = 2 * 4 * D + dtype.itemsize * (11 * D + 3 * F)
+    one_layer = 2 * 4 * D + dtype.itemsize * (11 * D + 3 * FF)
     if recompute_layers:
         kept = one_layer + 4 * D * max(1, unfrozen)
     else:
         kept = one_layer * max(1, unfrozen)
-    layer_at_work = 2 * 4 * (11 * D + 3 * F)
+    layer_at_work = 2 * 4 * (11 * D + 3 * FF)
     return Memory(fixed, kept + layer_at_work)
 
 
@@ -269,16 +269,16 @@ class TokenBudget(NamedTuple):
     reason: str
 
 
-def pick_micro_tokens(asked: int, model: ModernBERT, hardware: Machine) -> TokenBudget:
+def pick_micro_tokens(asked: int, model: ModernBERT, machine: Machine) -> TokenBudget:
     """How many tokens go through the model at once; `asked` beats what the memory suggests. It
     changes memory and speed, not the result."""
     if asked:
         return TokenBudget(asked, "asked for")
-    if not hardware.on_gpu:
+    if not machine.on_gpu:
         tokens = cpu_tokens(model.config.hidden_size)
         return TokenBudget(tokens, "a processor is no faster with more")
-    memory = memory_of(model, hardware.dtype)
-    free = torch.cuda.mem_get_info(hardware.device)[0]  # the weights are there already
+    memory = memory_of(model, machine.dtype)
+    free = torch.cuda.mem_get_info(machine.device)[0]  # the weights are there already
     free -= sum(size for what, size in memory.fixed.items() if what != "weights")
     free = max(free, 0)
     tokens = int(0.6 * free / memory.per_token)

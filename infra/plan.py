@@ -54,7 +54,7 @@ SAMPLE = 500  # pairs that are tokenised to estimate the tokens of all
 
 
 def show(model: ModernBERT, prompt_format: PromptFormat, pairs: PairSets, model_folder: Path,
-         steps: int, batch_size: int, micro_tokens: int, hardware: Machine):
+         steps: int, batch_size: int, micro_tokens: int, machine: Machine):
     """Print pairs, rows, tokens, steps, trainable parameters, memory, and what comes from the
     Hub."""
     every = max(1, len(pairs.train) // SAMPLE)
@@ -75,7 +75,7 @@ def show(model: ModernBERT, prompt_format: PromptFormat, pairs: PairSets, model_
     sizes = count_parameters(model)
     distributed.log(f"      {sizes.trainable:,} of {sizes.all:,} parameters train")
 
-    memory = memory_of(model, hardware.dtype)
+    memory = memory_of(model, machine.dtype)
     at_once = min(micro_tokens, tokens_a_row * batch_size / distributed.world_size())
     parts = {**memory.fixed,
              f"the backward pass of {at_once:,.0f} tokens": memory.per_token * at_once}

@@ -42,10 +42,10 @@ from infra.hub import MODEL_NAMES, commit_of, version_of
 from infra.intervals import wilson
 from infra.machine import (
     Machine,
-    check_products,
+    check_matmul_backend,
     count_parameters,
-    float32_products,
-    with_products,
+    float32_matmul,
+    with_matmul_backend,
 )
 from infra.pairs import fingerprint
 from infra.sources import PairSets
@@ -53,8 +53,8 @@ from infra.tables import read_rows
 from tinyrm import Field, ModernBERT, read_json
 
 FORMAT = 3  # of run.json and state/: goes up when an older unfinished run cannot be resumed
-# the last commit of each format; of runs that have no number 4a59190
-LAST_COMMITS = {2: "cc59452"}
+# the last commit that can resume each older format; None: runs from before formats had numbers
+LAST_COMMITS = {2: "cc59452", None: "4a59190"}
 # Settings that change time and memory, not the result: --resume takes them. Data may have moved:
 # they must have the same fingerprint.
 MAY_CHANGE = ("device", "micro_tokens", "checkpoint_layers", "data")
@@ -111,7 +111,7 @@ def read_record(folder: str, given: dict, settings_class: type) -> dict:
     if number is not None and number < 1:
         raise ValueError(f"{folder}/run.json: format is damaged: restore it, or begin a new run")
     if number != FORMAT:
-        commit = LAST_COMMITS.get(number, "4a59190")
+        commit = LAST_COMMITS.get(number, LAST_COMMITS[None])
         raise ValueError(f"--resume {folder}: begun by an earlier version; `git checkout {commit}` "
                          "has the one that can resume it, or begin a new run")
     settings = ADDED_SETTINGS | (record.get("settings") or {})
@@ -127,7 +127,7 @@ def read_record(folder: str, given: dict, settings_class: type) -> dict:
     return record
 
 
-def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware: Machine,
+def begin(path: str, record: dict | None, settings: Any, steps: int, *, machine: Machine,
           model_folder: Path, pairs: PairSets, model: ModernBERT,
           optimizer: torch.optim.Optimizer, programs: Programs = OURS) -> "RunFolder":
     """The folder of a new run, or (with the record of its run.json) of one that goes on, whose
@@ -135,20 +135,20 @@ def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware
     have changed, or if another process is at work on it."""
     if has_controls(Path(path).name):  # the name is printed in the model card
         raise ValueError(f"the run folder {path!r}: give a name without line breaks")
-    now = new_record(settings, hardware, model_folder, pairs, steps, model)
+    now = new_record(settings, machine, model_folder, pairs, steps, model)
     run = RunFolder(Path(path), record or now, model, optimizer, programs)
     distributed.barrier()  # every process has chosen its settings: now the folder may appear
     if record is None:
-        run.record["products"] = choose_products(run.record, model, hardware)
+        run.record["products"] = choose_matmul_backend(run.record, model, machine)
         if run.record["settings"]["revision"]:
             distributed.log(f"pinned: --revision {' '.join(run.record['settings']['revision'])}")
         run.make()
         return run
 
     check_record(path, record, now)
-    if record["products"] == "onednn" and not hardware.on_gpu:
+    if record["products"] == "onednn" and not machine.on_gpu:
         try:
-            check_products(model.config.hidden_size)
+            check_matmul_backend(model.config.hidden_size)
         except ValueError as error:
             raise ValueError(f"--resume {path}: {error}") from None
     run.lock()
@@ -165,20 +165,20 @@ def begin(path: str, record: dict | None, settings: Any, steps: int, *, hardware
     return run
 
 
-def choose_products(record: dict, model: ModernBERT, hardware: Machine) -> str:
-    """How this run computes float32 products on a processor, from beginning to end, so that it
-    stays bit-equal to itself. If there was a choice, the device line says why, and is printed
-    again."""
-    chosen = with_products(hardware, model.config.hidden_size)
+def choose_matmul_backend(record: dict, model: ModernBERT, machine: Machine) -> str:
+    """What computes the float32 products of this run on a processor, from beginning to end, so that
+    it stays bit-equal to itself: what run.json calls `products`. If there was a choice, the device
+    line says why, and is printed again."""
+    chosen = with_matmul_backend(machine, model.config.hidden_size)
     # all processes alike
-    slow_somewhere = distributed.any_process(chosen.products == "default", hardware.device)
-    if slow_somewhere and chosen.products != "default":
-        reason = f"{hardware.reason}, products: as torch is set (oneDNN is not quicker everywhere)"
-        chosen = hardware._replace(reason=reason)
-    if chosen.reason != hardware.reason:
+    slow_somewhere = distributed.any_process(chosen.matmul_backend == "default", machine.device)
+    if slow_somewhere and chosen.matmul_backend != "default":
+        reason = f"{machine.reason}, products: as torch is set (oneDNN is not quicker everywhere)"
+        chosen = machine._replace(reason=reason)
+    if chosen.reason != machine.reason:
         distributed.log(chosen.reason)
         record["device"] = chosen.reason
-    return chosen.products
+    return chosen.matmul_backend
 
 
 def check_record(path: str, record: dict, now: dict):
@@ -205,7 +205,7 @@ def check_record(path: str, record: dict, now: dict):
                          f"{now['dtype']} here: give it a device of the kind it began on")
 
 
-def new_record(settings: Any, hardware: Machine, model_folder: Path, pairs: PairSets, steps: int,
+def new_record(settings: Any, machine: Machine, model_folder: Path, pairs: PairSets, steps: int,
                model: ModernBERT) -> dict:
     """What run.json says about a run that begins."""
     base = settings.model
@@ -224,8 +224,8 @@ def new_record(settings: Any, hardware: Machine, model_folder: Path, pairs: Pair
         # resuming takes the very same commits, also when the Hub has moved on
         "settings": asdict(replace(settings, revision=pinned)),
         "command": " ".join(sys.argv),
-        "device": hardware.reason,
-        "dtype": str(hardware.dtype).removeprefix("torch."),
+        "device": machine.reason,
+        "dtype": str(machine.dtype).removeprefix("torch."),
         "products": "default",
         "base": base,
         "source": pairs.note,
@@ -408,8 +408,8 @@ class RunFolder:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """While the run computes: products in the way that it began with, errors explained."""
-        with self.explaining_errors(), float32_products(self.record["products"]):
+        """While the run computes: by the backend that it began with, with errors explained."""
+        with self.explaining_errors(), float32_matmul(self.record["products"]):
             yield
 
     @contextmanager
@@ -457,7 +457,7 @@ class RunFolder:
             dora.merge(self.model)
 
         def save_model(folder):
-            labels = TEMPLATES[prompt_format.template, prompt_format.context].labels
+            labels = TEMPLATES[prompt_format.template, prompt_format.context].label_words
             tinyrm.save(self.model, folder, labels)
 
         self.store("model", save_model, prompt_format, model_folder)

@@ -271,7 +271,7 @@ def best_rate(args) -> float:
     seconds = []
     with torch.inference_mode():
         for way in ("default", "onednn"):
-            with machine.float32_products(way):
+            with machine.float32_matmul(way):
                 for call in (layer, lambda x: layer.outputs(x, slice(None))):
                     seconds += [took(lambda call=call: call(x))[0] for _ in range(4)]
     return 2 * n**3 / min(seconds)
@@ -350,12 +350,12 @@ def main(argv: list[str] | None = None):
     known = INFER if args.what == "infer" else TRAIN
     args.sides = ["ours"] + [side for side in args.sides or known if side in known[1:]]
 
-    hardware = machine.with_products(machine.pick_device("cpu", args.dtype),
+    hardware = machine.with_matmul_backend(machine.pick_device("cpu", args.dtype),
                                      SHAPES[args.size].width)
-    way = hardware.products if args.products == "auto" else args.products
+    way = hardware.matmul_backend if args.products == "auto" else args.products
     print(f"{benchmark.machine_name(args)}; torch {torch.__version__}; {args.size}; "
           f"{hardware.reason}; used here: {way}", flush=True)
-    with tempfile.TemporaryDirectory() as args.base, machine.float32_products(way):
+    with tempfile.TemporaryDirectory() as args.base, machine.float32_matmul(way):
         model = tinyrm.ModernBERT(tinyrm.Config.from_json(config_of(args.size))).init_weights(0)
         tinyrm.save(model, args.base)
         for name in args.rows:

@@ -4,7 +4,7 @@ row is within its limit, and spans say where each text stands. Files of pairs: t
     python -m pytest tests/test_data.py
     TINYRM_TOKENIZER=DIR python -m pytest tests/test_data.py     also with ModernBERT's tokenizer
 
-`data.A` and the like are slots of a template; the texts of the tests are in small letters.
+`data.RESPONSE_A` and the like are slots of a template; the texts of the tests are in small letters.
 """
 
 import json
@@ -115,7 +115,7 @@ def test_a_row_of_one_response_is_its_pieces_each_tokenised_alone(tokenizer):
         assert row.tokens == [cls] + texts + question + [mask] + stop + [sep]
 
 
-def test_a_row_of_choices_has_the_seams_of_the_authors_layout(tokenizer):
+def test_a_row_of_choices_has_the_tokens_of_the_authors_layout(tokenizer):
     cls, sep, mask = special_ids(tokenizer)
     row, _ = rows_of(PromptFormat(tokenizer, "choice", domain="reasoning"))
     first = ids_of(tokenizer, "Which response is more correct? Question: Hi Choice 0: yes")
@@ -310,8 +310,8 @@ def test_special_tokens_in_the_texts_stay_text(tokenizer, kind, text):
 
 # No space before the texts: a piece is nothing but what the user wrote.
 BARE = Template(
-    labels=(" A", " B"),
-    pieces=((CLS,), (data.PROMPT,), (data.A,), (data.B,), (MASK,), (SEP,)),
+    label_words=(" A", " B"),
+    pieces=((CLS,), (data.PROMPT,), (data.RESPONSE_A,), (data.RESPONSE_B,), (MASK,), (SEP,)),
 )
 
 
@@ -328,7 +328,7 @@ def test_a_piece_that_is_nothing_but_a_response_makes_no_special_token(tokenizer
 
 @pytest.mark.parametrize("text", ["[MASK]", "[CLS]", "[SEP]"])
 def test_a_literal_of_a_template_makes_no_special_token(tokenizer, monkeypatch, text):
-    pieces = ((CLS,), (text,), (data.A,), (data.B,), (MASK,), (SEP,))
+    pieces = ((CLS,), (text,), (data.RESPONSE_A,), (data.RESPONSE_B,), (MASK,), (SEP,))
     monkeypatch.setitem(data.TEMPLATES, ("option", "pair"), Template((" A", " B"), pieces))
     row, _ = rows_of(PromptFormat(tokenizer))
     assert tokenizer.decode(row.tokens) == f"[CLS]{text}yesno[MASK][SEP]"
@@ -502,11 +502,12 @@ def test_spans_follow_each_other_and_hold_what_is_not_the_templates(tokenizer, p
             assert stop_before <= start <= stop <= len(row.tokens)
 
 
-def test_a_token_over_the_seam_of_two_segments_belongs_to_the_one_it_ends_in(tokenizer,
-                                                                             monkeypatch):
+def test_a_token_over_the_border_of_two_segments_belongs_to_the_one_it_ends_in(tokenizer,
+                                                                               monkeypatch):
     # " two" is one token, whose space is the template's and whose letters are the prompt's; the
     # full stop after it is the template's own
-    pieces = ((CLS,), ("x ", data.PROMPT, "."), (" ", data.A), (" ", data.B), (MASK,), (SEP,))
+    pieces = ((CLS,), ("x ", data.PROMPT, "."),
+              (" ", data.RESPONSE_A), (" ", data.RESPONSE_B), (MASK,), (SEP,))
     monkeypatch.setitem(data.TEMPLATES, ("option", "pair"), Template((" A", " B"), pieces))
     prompt_format = PromptFormat(tokenizer)
     row, _ = rows_of(prompt_format, "two")
@@ -701,7 +702,7 @@ def test_up_to_a_hundred_thousand_characters_everything_that_is_cut_is_counted(t
     assert rows_of_pairs[0][0].cut == whole - (left[1] - left[0])
 
 
-def test_a_text_without_a_seam_stays_whole_up_to_a_million_characters(tokenizer):
+def test_a_text_without_a_cut_point_stays_whole_up_to_a_million_characters(tokenizer):
     prompt_format = PromptFormat(tokenizer, max_length=100)
     for text in ("x" * 10**6, " " * 10**6, "日本語。" * 9999):
         assert prompt_format.without_middle(text) == text
@@ -718,12 +719,12 @@ def test_ends_of_few_tokens_are_made_longer(tmp_path):
     check_that_the_ends_make_the_rows_of_the_whole(prompt_format, text, text, "a " + text)
 
 
-def test_a_tokenizer_whose_tokens_reach_over_a_seam_has_none(tokenizer, tmp_path):
+def test_a_tokenizer_whose_tokens_reach_over_a_cut_point_is_not_cut_there(tokenizer, tmp_path):
     library = byte_tokenizer(SPECIAL)
     library.add_tokens(["of the"])
     save_tokenizer(tmp_path, library)
     reaching = load_tokenizer(tmp_path)
-    assert tokenizer.has_seams and not reaching.has_seams
+    assert tokenizer.splits_at_cut_points and not reaching.splits_at_cut_points
     assert PromptFormat(reaching, max_length=100).without_middle("word " * 9000) == "word " * 9000
 
 
@@ -877,7 +878,7 @@ def test_the_choices_are_what_the_authors_code_makes(real_tokenizer):
 @given(LONG_TEXTS, LONG_TEXTS, LONG_TEXTS, st.sampled_from(list(KINDS)))
 def test_with_the_real_tokenizer_too_the_ends_make_the_row_of_the_whole_text(
         real_tokenizer, prompt, a, b, kind):
-    assert real_tokenizer.has_seams
+    assert real_tokenizer.splits_at_cut_points
     check_that_the_ends_make_the_rows_of_the_whole(
         format_of(real_tokenizer, kind, max_length=100),
         long_text(prompt), long_text(a), long_text(b))

@@ -170,9 +170,9 @@ JUDGED = [ln(3, 1), ln(1 / 3, 1), ln(3, 1), ln(9, 1), ln(3, 1), ln(3, 1), ln(1 /
 
 
 def judge(table, cuts):
-    """train.check over the rows of a table, which are cut into batches."""
+    """train.judge_pairs over the rows of a table, which are cut into batches."""
     model, how, whole = given(table, head="cls", label_ids=(0, 1))
-    return train.check(model, how, cut(whole, cuts), CPU)
+    return train.judge_pairs(model, how, cut(whole, cuts), CPU)
 
 
 CUTS = pytest.mark.parametrize("cuts", [[], [2], [4, 6]])
@@ -195,14 +195,14 @@ def test_the_held_out_loss_is_the_mean_over_the_rows(cuts):
 
 def test_single_responses_that_are_held_out_are_right_by_their_scores():
     model, how, batch = given(SINGLE, context="single")
-    result = train.check(model, how, [batch], CPU)
+    result = train.judge_pairs(model, how, [batch], CPU)
     assert (result.accuracy, result.pairs) == (1 / 2, 2)  # pair 0
     assert result.loss == pytest.approx(2 * math.log(6) / 4, rel=1e-6)
 
 
 def test_without_held_out_pairs_there_is_no_accuracy():
     model, how, _ = given(JUDGED, head="cls", label_ids=(0, 1))
-    assert train.check(model, how, [], CPU) == train.Check(None, None, 0)
+    assert train.judge_pairs(model, how, [], CPU) == train.JudgingResult(None, None, 0)
 
 
 # --- the schedule ----------------------------------------------------------------------------

@@ -12,10 +12,10 @@ import torch
 import train
 from evaluate import RewardModel
 from infra import machine
-from infra.machine import Machine, Products
+from infra.machine import Machine, MatmulChoice
 
 ON_CPU = Machine(torch.device("cpu"), torch.float32, False, "cpu")
-ONE_DNN = Products("onednn", "oneDNN (2.00x as quick)")
+ONE_DNN = MatmulChoice("onednn", "oneDNN (2.00x as quick)")
 
 
 def setting_now() -> str:
@@ -25,33 +25,34 @@ def setting_now() -> str:
 # --- the choice ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("default_s, onednn_s, onednn_error, way", [
+@pytest.mark.parametrize("default_s, onednn_s, onednn_error, backend", [
     (2.0, 1.0, 3.7e-7, "onednn"),  # twice as quick, a rounding of its own
     (1.2, 1.0, 3.7e-7, "default"),  # not by a third
     (0.5, 1.0, 3.7e-7, "default"),  # slower
     (9.0, 1.0, 2.4e-3, "default"),  # bf16 units: quick, and another precision
     (9.0, 1.0, float("nan"), "default"),
 ])
-def test_onednn_is_taken_where_it_is_the_same_and_quicker(default_s, onednn_s, onednn_error, way):
+def test_onednn_is_taken_where_it_is_the_same_and_quicker(default_s, onednn_s, onednn_error,
+                                                          backend):
     seconds = {"default": default_s, "onednn": onednn_s}
     errors = {"default": 2.5e-7, "onednn": onednn_error}
-    assert machine.quicker_products(seconds, errors).way == way
+    assert machine.quicker_matmul_backend(seconds, errors).backend == backend
 
 
 def test_the_trial_leaves_torch_and_its_random_numbers_as_they_were():
-    machine.time_products.cache_clear()
+    machine.time_matmul_backends.cache_clear()
     before, numbers = setting_now(), torch.get_rng_state()
-    found = machine.try_products(512, torch.get_num_threads())
-    assert found.way in ("default", "onednn") and "x as quick" in found.reason
+    found = machine.try_matmul_backends(512, torch.get_num_threads())
+    assert found.backend in ("default", "onednn") and "x as quick" in found.reason
     assert setting_now() == before and torch.equal(torch.get_rng_state(), numbers)
 
 
 @pytest.mark.parametrize("width, dtype, on_gpu", [
     (128, torch.float32, False), (768, torch.bfloat16, False), (768, torch.float32, True)])
 def test_small_models_16_bits_and_gpus_are_not_tried(width, dtype, on_gpu, monkeypatch):
-    monkeypatch.setattr(machine, "try_products", None)
+    monkeypatch.setattr(machine, "try_matmul_backends", None)
     hardware = ON_CPU._replace(dtype=dtype, on_gpu=on_gpu)
-    assert machine.with_products(hardware, width) == hardware
+    assert machine.with_matmul_backend(hardware, width) == hardware
 
 
 # --- where it holds --------------------------------------------------------------------------
@@ -59,15 +60,15 @@ def test_small_models_16_bits_and_gpus_are_not_tried(width, dtype, on_gpu, monke
 
 def test_the_setting_is_put_back_also_after_an_error():
     before = setting_now()
-    with pytest.raises(KeyError), machine.float32_products("onednn"):
+    with pytest.raises(KeyError), machine.float32_matmul("onednn"):
         assert setting_now() == "bf16"
         raise KeyError
     assert setting_now() == before
 
 
 def test_the_default_leaves_what_the_user_set():
-    with machine.float32_products("onednn"):  # as a user may have set it
-        with machine.float32_products("default"):
+    with machine.float32_matmul("onednn"):  # as a user may have set it
+        with machine.float32_matmul("default"):
             assert setting_now() == "bf16"
 
 
@@ -75,11 +76,11 @@ def test_the_default_leaves_what_the_user_set():
 def quick_onednn(monkeypatch):
     """A machine on which every model takes oneDNN."""
     monkeypatch.setattr(machine, "WIDE", 0)
-    monkeypatch.setattr(machine, "try_products", lambda width, threads: ONE_DNN)
+    monkeypatch.setattr(machine, "try_matmul_backends", lambda width, threads: ONE_DNN)
 
 
 def test_opening_a_model_tries_nothing_and_sets_nothing(tiny, quick_onednn, monkeypatch):
-    monkeypatch.setattr(machine, "try_products", None)
+    monkeypatch.setattr(machine, "try_matmul_backends", None)
     before = setting_now()
     RewardModel.load(tiny, device="cpu").compare("one", "two", "three")
     assert setting_now() == before
@@ -126,7 +127,8 @@ def test_a_run_that_goes_on_computes_as_it_began(flags, tmp_path, quick_onednn, 
     assert record["products"] == "onednn" and record["device"].endswith(ONE_DNN.reason)
 
     # the machine is busy now, and would choose otherwise
-    monkeypatch.setattr(machine, "try_products", lambda width, threads: Products("default", ""))
+    default = MatmulChoice("default", "")
+    monkeypatch.setattr(machine, "try_matmul_backends", lambda width, threads: default)
     train.main(["--resume", str(tmp_path / "run")])
     assert settings_in_steps == ["bf16"] * 6
     assert setting_now() != "bf16"
@@ -156,9 +158,9 @@ def half_a_run(flags, tmp_path, quick_onednn, monkeypatch):
 
 
 def test_a_run_does_not_go_on_where_its_products_round_to_bf16(half_a_run, monkeypatch):
-    trial = machine.ProductTrial({"default": 2.0, "onednn": 1.0},
+    trial = machine.MatmulTrial({"default": 2.0, "onednn": 1.0},
                                  {"default": 2.5e-7, "onednn": 2.4e-3})
-    monkeypatch.setattr(machine, "time_products", lambda width, threads: trial)
+    monkeypatch.setattr(machine, "time_matmul_backends", lambda width, threads: trial)
     with pytest.raises(ValueError, match="rounds to bf16 on this processor: go on where it began"):
         train.main(["--resume", str(half_a_run.parent)])
 
