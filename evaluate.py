@@ -74,8 +74,8 @@ from infra.stopping import exit_code_of
 from infra.tables import is_table
 from tinyrm import Config, ModernBERT, read_json
 
-WINDOW = 256  # comparisons that are tokenised at a time, one window ahead of the encoder
-ALL_PAIRS = 8  # so many responses `rank` compares each with each
+COMPARISONS_AT_A_TIME = 256  # so many are tokenised together, while the encoder is at those before
+ALL_PAIRS = 8  # `rank` compares up to so many responses each with each
 GPU_TOKENS = 65_536  # in a batch; on a processor see infra.machine.cpu_tokens
 
 # --------------------------------------------------------------------------------- a judged item
@@ -99,7 +99,7 @@ class Judged(NamedTuple):
     def mean_win_probability(self) -> np.ndarray:
         """The mean over a response's opponents and both orders: (k,). As fsum rounds only once, at
         the end, equal responses tie exactly, in whatever order they came. A half for a response
-        alone."""
+        without opponents."""
         if len(self.log_odds) == 1:
             return np.array([0.5])
         means = []
@@ -109,12 +109,12 @@ class Judged(NamedTuple):
         return np.array(means)
 
     def standing(self) -> np.ndarray:
-        """How many responses each one is above: (k,). By the mean win probability; where that is
-        the same, by the mean log-odds, which differ also where probabilities round to 1."""
+        """How many responses each one is better than: (k,). By the mean win probability; where that
+        is the same, by the mean log-odds, which differ also where probabilities round to 1."""
         wins, log_odds = self.mean_win_probability(), self.mean_log_odds()  # (k,)
-        above = wins[:, None] > wins
-        above |= (wins[:, None] == wins) & (log_odds[:, None] > log_odds)
-        return above.sum(axis=1)
+        better = wins[:, None] > wins  # (k, k)
+        better |= (wins[:, None] == wins) & (log_odds[:, None] > log_odds)
+        return better.sum(axis=1)
 
     def mean_log_odds(self) -> np.ndarray:
         """The mean log-odds of winning, in both orders and over all responses, itself counted as
@@ -261,7 +261,7 @@ class RewardModel:
         for index, judged in zip(few, self.judge(items[i] for i in few), strict=True):
             # equal responses are asked about once, and never against each other
             distinct = items[index]._replace(responses=tuple(set(items[index].responses)))
-            asked = len(comparisons(distinct, self.single))
+            asked = len(asked_about(distinct, self.single))
             ranked[index] = ranking(judged, asked)
 
         # tournaments, whose rounds are played side by side
@@ -276,13 +276,14 @@ class RewardModel:
         """The items, judged, in their order. Responses that make the same row tie unasked."""
 
         def make_rows(some_items):
-            return make_window(some_items, self.prompt_format)
+            return make_chunk(some_items, self.prompt_format)
 
-        # while the encoder works on a window of items, a thread makes the rows of the next one
-        for window in one_ahead(make_rows, take_windows(items, self.single, WINDOW)):
-            self.seen.update(window.seen)
-            log_odds = self.score_rows(window.rows())
-            for item_rows in window.items:
+        # while the encoder works on a chunk of items, a thread makes the rows of the next one
+        chunks = cut_into_chunks(items, self.single, COMPARISONS_AT_A_TIME)
+        for chunk in one_ahead(make_rows, chunks):
+            self.seen.update(chunk.seen)
+            log_odds = self.score_rows(chunk.all_rows())
+            for item_rows in chunk.items:
                 yield judged_item(item_rows, log_odds, self.single)
 
     def score_rows(self, rows: list[Row]) -> dict[tuple, float]:
@@ -342,7 +343,7 @@ class Generalist(RewardModel):
 
     def judge(self, items: Iterable[Item]) -> Iterator[Judged]:
         """The items, judged, in their order."""
-        for some in take_windows(items, self.single, WINDOW):
+        for some in cut_into_chunks(items, self.single, COMPARISONS_AT_A_TIME):
             domains = self.domains_of(some)
             strangers = [item for item in some if item.domain not in self.specialists]
             self.seen["items sent by their prompt"] += len(strangers)
@@ -500,65 +501,67 @@ class ItemRows(NamedTuple):
     rows: dict[tuple[int, int], Row]  # (i, j): i stands first; (i, i): i stands alone
 
 
-class Window(NamedTuple):
-    """Items that are tokenised and judged together."""
+class Chunk(NamedTuple):
+    """Items that are tokenised and judged together, in as many batches as their rows need."""
 
     items: list[ItemRows]
     seen: Counter  # rows, truncated rows, dropped pairs
 
-    def rows(self) -> list[Row]:
+    def all_rows(self) -> list[Row]:
         rows = []
         for item_rows in self.items:
             rows.extend(item_rows.rows.values())
         return rows
 
 
-def take_windows(items: Iterable[Item], single: bool, size: int) -> Iterator[list[Item]]:
-    """The items in lists that have `size` comparisons, or just above."""
-    window, count = [], 0
+def cut_into_chunks(items: Iterable[Item], single: bool,
+                    comparisons: int) -> Iterator[list[Item]]:
+    """The items in lists that have so many comparisons, or just above."""
+    some, count = [], 0
     for item in items:
-        window.append(item)
-        count += len(comparisons(item, single))
-        if count >= size:
-            yield window
-            window, count = [], 0
-    if window:  # the last ones
-        yield window
+        some.append(item)
+        count += len(asked_about(item, single))
+        if count >= comparisons:
+            yield some
+            some, count = [], 0
+    if some:  # the last ones
+        yield some
 
 
-def make_window(items: list[Item], prompt_format: PromptFormat) -> Window:
+def make_chunk(items: list[Item], prompt_format: PromptFormat) -> Chunk:
     """The rows that ask about some items."""
     single = prompt_format.context == "single"
 
     # all pairs in one call, in which each text is tokenised once
     pairs = []
     for item in items:
-        for i, j in comparisons(item, single):
+        for i, j in asked_about(item, single):
             pairs.append(pair_to_show(item, i, j))
     rows_of_pairs, dropped = prompt_format.rows(pairs)
 
     # then every item gets its own rows back
-    window = Window([], Counter())
+    chunk = Chunk([], Counter())
     remaining = iter(rows_of_pairs)
     for item in items:
         rows = {}
-        for i, j in comparisons(item, single):
+        for i, j in asked_about(item, single):
             both_orders = next(remaining)
             if both_orders is None:  # equal rows: a tie
                 continue
             rows[i, j] = both_orders[0]
             if not single:
                 rows[j, i] = both_orders[1]
-        window.items.append(ItemRows(item, rows))
+        chunk.items.append(ItemRows(item, rows))
 
     # what the report says about them
-    window.seen["rows"] = len(window.rows())
-    window.seen["truncated rows"] = sum(row.cut > 0 for row in window.rows())
-    window.seen.update(dropped)
-    return window
+    rows_of_chunk = chunk.all_rows()
+    chunk.seen["rows"] = len(rows_of_chunk)
+    chunk.seen["truncated rows"] = sum(row.cut > 0 for row in rows_of_chunk)
+    chunk.seen.update(dropped)
+    return chunk
 
 
-def comparisons(item: Item, single: bool) -> list[tuple[int, int]]:
+def asked_about(item: Item, single: bool) -> list[tuple[int, int]]:
     """What is asked about an item: (i, j) for two responses, (i, i) for one alone."""
     if single:
         return [(i, i) for i in range(len(item.responses))]
@@ -578,7 +581,7 @@ def cut_into_batches(shortest_first: list[tuple], budget: int) -> list[list[tupl
     """The rows in batches of about `budget` tokens: rows that end within the same stretch of
     `budget` tokens, when all are laid end to end. They come sorted by length, since on the CPU
     equally long neighbours share a call of attention."""
-    batches = {}  # number of the piece: its rows
+    batches = {}  # number of the stretch: its rows
     end = 0
     for tokens in shortest_first:
         end += len(tokens)
@@ -798,66 +801,67 @@ def make_parser(program: str) -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str] | None, program: str = OURS.evaluate) -> argparse.Namespace:
-    """The flags, checked; the names are sorted into `models` and `data`."""
+    """The flags, checked. The names are sorted into `models` and `data`; what is known of a model
+    is printed to `info_stream`."""
     # names may stand before and after flags
-    flags = make_parser(program).parse_intermixed_args(argv)
-    flags.models, flags.data = [], []
-    for name in dict.fromkeys(flags.names):  # each name once
+    args = make_parser(program).parse_intermixed_args(argv)
+    args.models, args.data = [], []
+    for name in dict.fromkeys(args.names):  # each name once
         is_data = name in BENCHMARKS or is_table(name)
         if is_data:
-            flags.data.append(name)
+            args.data.append(name)
         else:
-            flags.models.append(name)
+            args.models.append(name)
 
     # one of data, --ask, which needs two responses at least, and --rank
-    tasks = [task for task in (flags.data, flags.ask, flags.rank) if task]
-    enough = not flags.ask or len(flags.ask) >= 3
-    if not flags.models or len(tasks) != 1 or not enough:
+    tasks = [task for task in (args.data, args.ask, args.rank) if task]
+    enough = not args.ask or len(args.ask) >= 3
+    if not args.models or len(tasks) != 1 or not enough:
         raise ValueError("give a model and what it shall judge: a benchmark, FILE.jsonl, --ask "
                          "PROMPT RESPONSE RESPONSE, or --rank IN OUT; see --help")
-    if flags.limit < 0:
-        raise ValueError(f"--limit {flags.limit}: give a positive number, or 0 for all")
-    if flags.max_length is not None and flags.max_length < 16:
-        raise ValueError(f"--max-length {flags.max_length}: give 16 or more")
-    if flags.question is not None and not flags.question.strip():
+    if args.limit < 0:
+        raise ValueError(f"--limit {args.limit}: give a positive number, or 0 for all")
+    if args.max_length is not None and args.max_length < 16:
+        raise ValueError(f"--max-length {args.max_length}: give 16 or more")
+    if args.question is not None and not args.question.strip():
         raise ValueError("--question is empty: give a text, or leave it out for the model's own")
-    if not flags.data and (flags.limit or flags.out):
+    if not args.data and (args.limit or args.out):
         raise ValueError("--limit and --out go with a benchmark or a file that is judged, not with "
                          "--ask and --rank")
-    if flags.json and not flags.ask:
+    if args.json and not args.ask:
         raise ValueError("--json: goes with --ask; what else is judged is JSON in files")
 
     # JSON has standard output for itself
-    flags.about_to = sys.stdout
-    if flags.json or flags.rank:
-        flags.about_to = sys.stderr
+    args.info_stream = sys.stdout
+    if args.json or args.rank:
+        args.info_stream = sys.stderr
 
-    if flags.against and len(flags.data) != 1:
+    if args.against and len(args.data) != 1:
         raise ValueError("--against: give the one file or benchmark that these scores are of")
 
     # found out now, and not when all is judged
-    if flags.data:
-        if flags.out is None:
-            flags.out = results_folder(flags.models, flags.data, what_was_asked(flags))
-        check_writable(flags.out)
-    if flags.rank:
-        if len(flags.models) > 1:
-            raise ValueError(f"--rank: give one model, not {' '.join(flags.models)}")
-        check_rank_files(*flags.rank)
-    return flags
+    if args.data:
+        if args.out is None:
+            args.out = results_folder(args.models, args.data, what_was_asked(args))
+        check_writable(args.out)
+    if args.rank:
+        if len(args.models) > 1:
+            raise ValueError(f"--rank: give one model, not {' '.join(args.models)}")
+        check_rank_files(*args.rank)
+    return args
 
 
-def load_judge(name: str, flags: argparse.Namespace, model_class: type[ModernBERT],
+def load_judge(name: str, args: argparse.Namespace, model_class: type[ModernBERT],
                format_class: type[PromptFormat]) -> RewardModel:
     return RewardModel.load(
         name,
-        device=flags.device,
-        dtype=flags.dtype,
-        template=flags.template,
-        context=flags.context,
-        domain=flags.domain,
-        max_length=flags.max_length,
-        question=flags.question,
+        device=args.device,
+        dtype=args.dtype,
+        template=args.template,
+        context=args.context,
+        domain=args.domain,
+        max_length=args.max_length,
+        question=args.question,
         model_class=model_class,
         format_class=format_class,
     )
@@ -869,13 +873,13 @@ def judge_name(reward_model: RewardModel) -> str:
     return ", ".join([reward_model.about["weights"], *map(str, settings)])
 
 
-def answer(reward_model: RewardModel, flags: argparse.Namespace):
+def answer(reward_model: RewardModel, args: argparse.Namespace):
     """What --ask and --rank give."""
-    if flags.rank:
-        rank_rows(reward_model, *flags.rank)
+    if args.rank:
+        rank_rows(reward_model, *args.rank)
         return
-    prompt, responses = flags.ask[0], flags.ask[1:]
-    if flags.json:
+    prompt, responses = args.ask[0], args.ask[1:]
+    if args.json:
         print_ranking_as_json(reward_model, prompt, responses)
     else:
         print_ranking(reward_model, prompt, responses)
@@ -918,7 +922,7 @@ def rank_rows(reward_model: RewardModel, source: str, out: str):
             bar.update(len(some))
 
 
-def what_was_asked(flags: argparse.Namespace) -> dict:
+def what_was_asked(args: argparse.Namespace) -> dict:
     """All that the results depend on. Local names are whole paths: two files may have one name."""
 
     def full(name: str | Path | None) -> str | None:
@@ -929,14 +933,14 @@ def what_was_asked(flags: argparse.Namespace) -> dict:
         return str(name)
 
     asked = {
-        "models": [full(name) for name in flags.models],
-        "data": [full(name) for name in flags.data],
-        "against": full(flags.against),
+        "models": [full(name) for name in args.models],
+        "data": [full(name) for name in args.data],
+        "against": full(args.against),
     }
     for key in ("context", "template", "domain", "max_length", "limit", "device", "dtype"):
-        asked[key] = getattr(flags, key)
-    if flags.question is not None:  # results of before there was this flag are of none
-        asked["question"] = flags.question
+        asked[key] = getattr(args, key)
+    if args.question is not None:  # results of before there was this flag are of none
+        asked["question"] = args.question
     return asked
 
 
@@ -962,8 +966,9 @@ def judge_set(
     first_draws: np.ndarray | None,
     others: list[OtherJudge],
 ) -> JudgedSet:
-    """A set of items, judged, and the numbers printed: next to those of the first model, if these
-    are its draws, and next to those of other judges."""
+    """A set of items, judged, and the numbers printed, next to those of other judges. `first_draws`
+    are the first model's numbers over samples of the prompts (infra/report.py), None for itself:
+    from them the report takes how far this model differs from it."""
     count = len(eval_set.items)
     print(f"\njudging {count:,} items of {name} ({eval_set.source})", flush=True)
     judged = judge_all(reward_model, eval_set)
@@ -993,28 +998,29 @@ def main(
     program: str = OURS.evaluate,
 ):
     """The command line. experiments/causal.py hands in classes and a name of its own."""
-    flags = parse(argv, program)
-    # all files are checked before the work begins, and that all models are there and open
-    eval_sets = {name: load_eval_set(name, flags.limit) for name in flags.data}
-    for model_name in flags.models:
+    args = parse(argv, program)
+    # before the work begins, every file is read, every model looked over, and all but the first,
+    # which comes next, opened once
+    eval_sets = {name: load_eval_set(name, args.limit) for name in args.data}
+    for model_name in args.models:
         stored_folders(model_name)
     others = []
-    if flags.against:
-        name = flags.data[0]
-        others = read_other_judges(str(flags.against), name, eval_sets[name].keys)
-    for model_name in flags.models[1:]:
-        load_judge(model_name, flags, model_class, format_class)
+    if args.against:
+        name = args.data[0]
+        others = read_other_judges(str(args.against), name, eval_sets[name].keys)
+    for model_name in args.models[1:]:
+        load_judge(model_name, args, model_class, format_class)
 
-    arguments = sys.argv[1:] if argv is None else argv
-    command = f"{program} {shlex.join(arguments)}"
+    typed = sys.argv[1:] if argv is None else argv
+    command = f"{program} {shlex.join(typed)}"
     judged_sets, first_draws = [], {}
-    for model_name in flags.models:
-        reward_model = load_judge(model_name, flags, model_class, format_class)
+    for model_name in args.models:
+        reward_model = load_judge(model_name, args, model_class, format_class)
         # a line for each thing that is known of it
         about = [f"{key} {value}" for key, value in reward_model.about.items()]
-        print("\n  ".join(about), file=flags.about_to, flush=True)
-        if not flags.data:
-            answer(reward_model, flags)
+        print("\n  ".join(about), file=args.info_stream, flush=True)
+        if not args.data:
+            answer(reward_model, args)
 
         for name, eval_set in eval_sets.items():
             # the first model is the one that all others are compared with
@@ -1022,16 +1028,16 @@ def main(
             first_draws.setdefault(name, judged_set.draws)
             # what is judged is on the disk, whatever comes
             judged_sets.append(judged_set)
-            asked = {"command": command, "asked": what_was_asked(flags)}
-            write_results(flags.out, asked, judged_sets)
+            asked = {"command": command, "asked": what_was_asked(args)}
+            write_results(args.out, asked, judged_sets)
 
     # what was asked is only printed, what was judged is written
-    if not flags.data:
+    if not args.data:
         return
-    if len(flags.models) > 1:
+    if len(args.models) > 1:
         print(show([each.report for each in judged_sets]))  # all side by side
     print(LEGEND)
-    print(f"\nresults.json and scores.jsonl are in {flags.out}")
+    print(f"\nresults.json and scores.jsonl are in {args.out}")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def as_literal(text: str) -> str:
     return "{{ " + json.dumps(text) + " }}"
 
 
-def read_format(folder: Path) -> PromptFormat:
+def load_format(folder: Path) -> PromptFormat:
     """How a model is asked. ValueError, with the reason, for one that no tool can ask this way."""
     file = folder / "tinyrm.json"
     if not file.is_file():
@@ -155,7 +155,7 @@ def export(run: Path | str, out: Path | str):
     if missing:
         raise ValueError(f"{run}/run.json has no {missing[0]}: it is not of this version of "
                          "train.py; train again, or export with the version that trained it")
-    prompt_format = read_format(folder)
+    prompt_format = load_format(folder)
     library = Tokenizer.from_file(str(folder / "tokenizer.json"))
     special_ids = prompt_format.tokenizer.special_ids
     names = {slot: library.id_to_token(index) for slot, index in special_ids.items()}

@@ -51,8 +51,8 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"--out {folder}: {existing} is no folder to write in: give another")
 
 
-def score_rows(judged) -> Iterator[dict]:
-    """A row for each comparison of an item: P(a is better) with a shown first, with b shown first,
+def score_lines(judged) -> Iterator[dict]:
+    """A line for each comparison of an item: P(a is better) with a shown first, with b shown first,
     and their mean; and the log-odds of the first two, which keep their difference where
     probabilities round to 1. Responses are counted from 0; the `good` better ones come first."""
     item, log_odds = judged.item, judged.log_odds
@@ -135,5 +135,5 @@ def write_scores(path: Path, judged_sets: list[JudgedSet]) -> None:
             for index in in_order:
                 key, judged = each.keys[index], each.judged[index]
                 row_of_file = {"split": key.split, "line": key.line, "id": key.id}
-                for row in score_rows(judged):
+                for row in score_lines(judged):
                     file.write(json.dumps(origin | row_of_file | row) + "\n")

@@ -59,7 +59,7 @@ def read_rows(path: Path | str) -> Iterator[FileRow]:
         lower = name.lower()  # some programs write .CSV
         open_file = gzip.open if lower.endswith(".gz") else open
         with open_file(path, "rb") as file:
-            yield from read_format(file, Path(lower.removesuffix(".gz")).suffix, name)
+            yield from read_open_file(file, Path(lower.removesuffix(".gz")).suffix, name)
     except OSError as error:
         reason = error.strerror or error  # those of gzip have no strerror
         raise ValueError(f"{path}: {reason}: {ADVICE}") from None
@@ -68,7 +68,7 @@ def read_rows(path: Path | str) -> Iterator[FileRow]:
         raise ValueError(f"{path}: damaged, or no such format ({one_line}): {ADVICE}") from None
 
 
-def read_format(file: BinaryIO, suffix: str, name: str) -> Iterator[FileRow]:
+def read_open_file(file: BinaryIO, suffix: str, name: str) -> Iterator[FileRow]:
     """The rows of an open file; the format follows from the suffix."""
     if suffix == ".parquet":
         # pre_buffer would keep everything that was read of the file

@@ -162,7 +162,7 @@ def test_a_score_is_the_same_alone_among_others_and_in_any_order(any_model, monk
     backwards = any_model.compare(prompts[::-1], chosen[::-1], rejected[::-1])
     assert backwards[::-1] == pytest.approx(together, abs=1e-5)
 
-    monkeypatch.setattr(evaluate, "WINDOW", 7)
+    monkeypatch.setattr(evaluate, "COMPARISONS_AT_A_TIME", 7)
     monkeypatch.setattr(any_model, "budget", 100)
     in_pieces = any_model.compare(prompts, chosen, rejected)
     assert in_pieces == pytest.approx(together, abs=1e-5)
@@ -316,7 +316,7 @@ def test_rank_keeps_ties(pair_model):
     assert sorted(ranks.values()) in ([1, 1, 3], [1, 2, 2])
 
 
-def test_rank_of_many_prompts_fills_windows_and_agrees_with_one_by_one(pair_model):
+def test_rank_of_many_prompts_fills_chunks_and_agrees_with_one_by_one(pair_model):
     lot, prompts, lists = random.Random(4), [], []
     for i in range(30):
         prompts.append(f"{i} one")
@@ -328,11 +328,11 @@ def test_rank_of_many_prompts_fills_windows_and_agrees_with_one_by_one(pair_mode
             assert one.win == pytest.approx(alone.win, abs=1e-5)
 
 
-# -------------------------------------------------------------------------------------- windows
+# --------------------------------------------------------------------------------------- chunks
 
 
-def test_windows_pull_items_only_as_they_are_needed(pair_model, monkeypatch):
-    monkeypatch.setattr(evaluate, "WINDOW", 4)
+def test_chunks_pull_items_only_as_they_are_needed(pair_model, monkeypatch):
+    monkeypatch.setattr(evaluate, "COMPARISONS_AT_A_TIME", 4)
     pulled = []
 
     def items():
@@ -341,7 +341,7 @@ def test_windows_pull_items_only_as_they_are_needed(pair_model, monkeypatch):
             yield Item(f"one {i}", ("two", "three"))
 
     for n, _ in enumerate(pair_model.judge(items())):
-        assert len(pulled) <= n + 1 + 3 * 4  # this window, the next, and one being read
+        assert len(pulled) <= n + 1 + 3 * 4  # this chunk, the next, and one being read
     assert n == 99
 
 

@@ -18,7 +18,7 @@ from infra import intervals
 from infra.benchmarks import BENCHMARKS, Line, Measured, RowKey, pair_stats, pairs
 from infra.printed import LEGEND, show
 from infra.report import RESAMPLES, report, without_texts
-from infra.results import JudgedSet, check_writable, results_folder, score_rows, write_results
+from infra.results import JudgedSet, check_writable, results_folder, score_lines, write_results
 
 
 def coins(rights):
@@ -329,7 +329,7 @@ def test_rows_of_scores_have_each_comparison_in_both_orders_and_their_mean():
     # ln 2: 2/3 for the first slot; shown second, its rival has -ln 3: 1/4, so it has 3/4
     item = Item("p", ("a", "b"), subset="s", tag="t:1")
     table = np.array([[0, np.log(2)], [-np.log(3), 0]])
-    (row,) = score_rows(Judged(item, table))
+    (row,) = score_lines(Judged(item, table))
     assert row == {
         "prompt": "p",
         "subset": "s",
@@ -346,14 +346,14 @@ def test_rows_of_scores_have_each_comparison_in_both_orders_and_their_mean():
 
 
 def test_rows_of_scores_keep_a_difference_that_rounds_to_a_tie():
-    (row,) = score_rows(pair(60.0, 50.0))
+    (row,) = score_lines(pair(60.0, 50.0))
     assert row["mean"] == 0.5
     assert row["log_odds_a_first"] + row["log_odds_b_first"] == 10
 
 
 def test_rows_of_scores_are_those_that_were_asked():
     item = Item("p", tuple("abcd"), good=2, good_against_bad=True)
-    rows = score_rows(Judged(item, np.zeros((4, 4))))
+    rows = score_lines(Judged(item, np.zeros((4, 4))))
     asked = [(row["a"], row["b"]) for row in rows]
     assert asked == [(0, 2), (0, 3), (1, 2), (1, 3)]
 
@@ -415,7 +415,7 @@ def test_each_row_of_scores_says_which_row_of_which_file_it_is_of(tmp_path):
     rows = read_scores(tmp_path)
     assert [(row["model"], row["data"]) for row in rows] == [("a", "x")] * 4 + [("b", "y")] * 4
     assert [(row["line"], row["id"]) for row in rows[:4]] == [(i, 99 + i) for i in (1, 2, 3, 4)]
-    (row,) = score_rows(items[0])
+    (row,) = score_lines(items[0])
     origin = {"model": "a", "data": "x", "split": "", "line": 1, "id": 100}
     assert rows[0] == origin | row
 
