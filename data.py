@@ -586,14 +586,14 @@ def pack(rows: list[Row], device: torch.device | str = "cpu") -> Batch:
 
 
 def make_micro_batches(lengths: list[int], budget: int) -> list[list[int]]:
-    """Items 0, 1, ... of these lengths (of a pair, its two rows) in micro-batches of at most
-    `budget` tokens, or one alone that is longer. The batches are of about equal size; in each, the
-    items are ordered by length, since equally long rows attend in one call."""
+    """The indices of `lengths` in micro-batches of at most `budget` tokens, or one alone that is
+    longer. In training a length is that of a pair: of its two rows. The micro-batches are of about
+    equal size; each is ordered by length, since equally long rows attend in one call."""
     everything = list(range(len(lengths)))
     fewest = math.ceil(sum(lengths) / budget)
     shares = [everything]
     if fewest > 1:
-        for parts in count(fewest):
+        for parts in count(fewest):  # until none is beyond the budget
             shares = balanced_shares(lengths, parts)
             if all(len(s) <= 1 or sum(lengths[i] for i in s) <= budget for s in shares):
                 break

@@ -68,12 +68,12 @@ class Merged(NamedTuple):
 class AdaptedLinear(nn.Module):
     """A frozen Linear layer under an adapter. `m` is None for LoRA."""
 
-    def __init__(self, base: nn.Module, rank: int, alpha: float, adapter: str = "dora",
+    def __init__(self, base_layer: nn.Module, rank: int, alpha: float, adapter: str = "dora",
                  generator: torch.Generator | None = None):
         super().__init__()
-        weight = base.weight.detach()
+        weight = base_layer.weight.detach()
         self.out_features, self.in_features = weight.shape
-        self.compute_dtype = getattr(base, "compute_dtype", None)  # an embedding has none
+        self.compute_dtype = getattr(base_layer, "compute_dtype", None)  # an embedding has none
         self.rank = rank
         self.alpha = alpha
         self.cache = Cached()
@@ -102,7 +102,8 @@ class AdaptedLinear(nn.Module):
         return Merged(weight, s * scale)
 
     def effective_weight(self) -> Merged:
-        """W' in the compute precision, formed again only after one of its parts has changed."""
+        """`merged_weight` in the compute precision, formed again only after one of its parts has
+        changed."""
 
         def make():
             weight, gradient_scale = self.merged_weight()
@@ -340,12 +341,12 @@ def load_adapter(model: ModernBERT, folder: str | Path):
             if name == "classifier":
                 model.classifier.load_state_dict(tensors)
                 continue
-            base = model.get_submodule(name)
-            if name == "decoder" and base.weight is None:  # tied
-                base = model.model.embeddings.tok_embeddings
-            elif name != "decoder" and not isinstance(base, Linear):
+            base_layer = model.get_submodule(name)
+            if name == "decoder" and base_layer.weight is None:  # tied
+                base_layer = model.model.embeddings.tok_embeddings
+            elif name != "decoder" and not isinstance(base_layer, Linear):
                 raise ValueError(f"{name} has no adapter here")
-            adapted = make_adapted(name, base, config, tensors)
+            adapted = make_adapted(name, base_layer, config, tensors)
             if name == "decoder":
                 weight = adapted.merged_weight().weight
                 model.decoder.weight = nn.Parameter(weight, requires_grad=False)
@@ -413,10 +414,11 @@ def group_by_layer(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.
     return groups
 
 
-def make_adapted(name: str, base: nn.Module, config: dict,
+def make_adapted(name: str, base_layer: nn.Module, config: dict,
                  tensors: dict[str, torch.Tensor]) -> AdaptedLinear:
     """The adapter of a layer, with A, B and m of exactly the shapes that they must have."""
-    rank, (outputs, inputs) = config["r"], base.weight.shape
+    rank = config["r"]
+    outputs, inputs = base_layer.weight.shape
     shapes = {"A": (rank, inputs), "B": (outputs, rank)}
     adapter = "lora"
     if config.get("use_dora"):
@@ -427,7 +429,7 @@ def make_adapted(name: str, base: nn.Module, config: dict,
     if found != shapes:
         raise ValueError(f"{name}: the shapes of its adapter are {found}, needed are {shapes}")
 
-    adapted = AdaptedLinear(base, rank, config["lora_alpha"], adapter)
+    adapted = AdaptedLinear(base_layer, rank, config["lora_alpha"], adapter)
     for part, tensor in tensors.items():
         getattr(adapted, part).copy_(tensor)
     return adapted

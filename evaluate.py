@@ -18,8 +18,8 @@ Two protocols, on the log-odds x of the two label words in a row:
             difference as a limitation). Its x is a score s of it (Bradley-Terry):
             P(i is better than j) = sigmoid(s_i - s_j)
 
-Both give one table x (k, k) for the k responses of an item; all else is computed from it. That
-works as with x_ij = s_i - s_j the second formula is the first one: 1 - sigmoid(-x) = sigmoid(x).
+Both give one table x (k, k) for the k responses of an item, and all else is computed from it by the
+first formula: with x_ij = s_i - s_j it is the second one, since 1 - sigmoid(-x) = sigmoid(x).
 P > 1/2 exactly where x_ij > x_ji: the sign of x - x.T is the verdict of both orders, and equal
 responses tie exactly.
 
