@@ -284,8 +284,8 @@ def load_tokenizer(folder: str | Path) -> RowTokenizer:
 
 def without_special_pieces(library: Tokenizer) -> Tokenizer:
     """The same tokenizer, of the sentencepiece kind, which has its special tokens among the pieces
-    that it looks for in a text. They get a space before their names there: no text has one when it
-    comes to that, since every space has become another sign."""
+    that it looks for in a text. There they get a space before their names, so that none is found:
+    by then every space of a text has become another sign."""
     special = {t.content for t in library.get_added_tokens_decoder().values() if t.special}
     raw = json.loads(library.to_str())
     for piece in raw["model"]["vocab"]:  # [name, score]; its place is its id

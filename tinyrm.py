@@ -2,7 +2,7 @@
 
 The legend of shapes, here and in data.py, train.py and evaluate.py:
 
-    B rows, T tokens of all rows, N any number of tokens, D hidden, H heads, K head size,
+    B rows, T tokens of all rows, N any number of tokens, D hidden, H attention heads, K their size,
     FF feed-forward, V vocabulary, W words that are asked for
 
 There is no padding here. The rows of a batch lie end to end in one stream of T tokens, and `starts`

@@ -43,7 +43,7 @@ from experiments.flops import flops  # noqa: E402
 from experiments.measure import rows_of  # noqa: E402
 from infra import generalist  # noqa: E402
 from infra.checks import check_model, read_format  # noqa: E402
-from infra.export import check_writable  # noqa: E402
+from infra.export import check_can_be_made  # noqa: E402
 from infra.files import replacing, sha256_of  # noqa: E402
 from infra.generalist import (  # noqa: E402
     Router,
@@ -433,7 +433,7 @@ def merge_runs(paths: list[Path], out: Path):
     """Write the folder `out`, whole or not at all, and say what it is worth."""
     if os.path.lexists(out):
         raise ValueError(f"{out} is already there: give another folder")
-    check_writable(out)
+    check_can_be_made(out)
     runs = [read_run(path) for path in paths]
     check_alike(runs)
     models = {run.domain: run.model for run in runs}

@@ -162,7 +162,7 @@ def export(run: Path | str, out: Path | str):
     check_in_one_text(prompt_format, names)
     if out.exists():
         raise ValueError(f"{out} is already there: give another folder")
-    check_writable(out)
+    check_can_be_made(out)
 
     # one row for the difference of two
     state = load_file(folder / "model.safetensors")
@@ -186,7 +186,7 @@ def export(run: Path | str, out: Path | str):
         (temporary / "README.md").write_text(text, encoding="utf-8")
 
 
-def check_writable(out: Path):
+def check_can_be_made(out: Path):
     """ValueError if the folder could not be made there."""
     existing = out.absolute().parent
     while not existing.exists():
