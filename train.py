@@ -181,8 +181,8 @@ def loss_and_correct(model: ModernBERT, prompt_format: PromptFormat, batch: Batc
     loss = F.cross_entropy(z, target, reduction="sum")
 
     log_odds = z[:, label_0] - z[:, label_1]  # (B,)
-    chose_1 = log_odds < 0  # in one row equal counts as label 0
-    correct = (chose_1 == (batch.labels == 1)).sum()
+    chose_label_1 = log_odds < 0  # in one row equal counts as label 0
+    correct = (chose_label_1 == (batch.labels == 1)).sum()
     return BatchLoss(loss, correct, log_odds)
 
 
@@ -201,8 +201,8 @@ def judge_pairs(model: ModernBERT, prompt_format: PromptFormat, batches: list[Ba
 
     With both orders averaged, P(chosen is better) = (sigmoid(x) + 1 - sigmoid(y)) / 2, where x are
     the log-odds of the row with the chosen response first, and y those of the other row. This is
-    above 1/2 exactly when x > y. In bf16 x and y are differences of rounded logits; the judge,
-    evaluate.py, computes these two logits in float32."""
+    above 1/2 exactly when x > y. In context "single" x and y are the scores of the two responses.
+    In bf16 they are differences of rounded logits; evaluate.py has these logits in float32."""
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     right_sum = torch.zeros((), dtype=torch.float64, device=device)
     pair_count = torch.zeros((), dtype=torch.float64, device=device)
