@@ -364,14 +364,11 @@ def make_batches(some_pairs: list[Pair], prompt_format: PromptFormat, budget: in
 
 def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: PromptFormat,
           settings: Settings, pairs: PairSets, micro_tokens: int, run: RunFolder) -> int:
-    """All steps that are left. `run` is the run's folder, and its `record` what run.json holds.
-    Returns 0, or the exit code of a run that was asked to stop."""
+    """All steps that are left. Returns 0, or the exit code of a run that was asked to stop."""
     device = next(model.parameters()).device
     make = partial(make_batches, prompt_format=prompt_format, budget=micro_tokens, device=device)
-    # Two sets that are not trained on: the held-out pairs are judged on the way, the test pairs
-    # before the first step and after the last. Where a source keeps back one set, it is both.
-    held_out_batches = make(pairs.held_out).batches
-    test_batches = make(pairs.test).batches
+    held_out_batches = make(pairs.held_out).batches  # judged after each quarter of the run
+    test_batches = make(pairs.test).batches  # before and after it; nano alone has other pairs here
 
     run_result = run.record["result"]
     if "accuracy_before" not in run_result:
@@ -382,7 +379,6 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
         run.write_record()
 
     done, steps = run.steps_done, run.record["steps"]
-    # the steps after which held-out pairs are judged
     quarters = {round(steps / 4), round(steps / 2), round(3 * steps / 4)} - {steps}
     pairs_of_steps = step_pairs(pairs.train, settings.batch_size // 2, range(done, steps),
                                 settings.seed)
@@ -504,12 +500,11 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
     distributed.log(f"data: {pairs.note}: {len(pairs.train):,} pairs to train on, "
                     f"{len(pairs.test):,} to judge before and after")
 
-    # The model, how a pair is shown to it, and what of it trains.
+    # The model (in eval mode: it has no dropout), how a pair is shown to it, and what of it trains.
     prompt_format = format_class(
         load_tokenizer(folder), template=settings.template, context=settings.context,
         head=settings.head, domain=settings.domain, max_length=settings.max_length,
         question=settings.question)
-    # (load gives eval mode; there is no dropout, so training is the same in it)
     model = tinyrm.load(folder, settings.head, settings.seed, model_class)
     model.to(machine.device).set_compute_dtype(machine.dtype)
     model.recompute_layers = settings.checkpoint_layers
