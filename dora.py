@@ -172,11 +172,15 @@ def column_dots(g: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> torch.T
     Where g and y have another precision, a processor casts a few rows at a time: all at once are
     16 MB each in a layer of base, which took it eight times as long."""
     if g.dtype == dtype or g.device.type != "cpu":
-        return torch.linalg.vecdot(g.to(dtype), y.to(dtype), dim=0)
+        return column_dots_at_once(g, y, dtype)
     total = torch.zeros(g.shape[1], dtype=dtype)
     for some_g, some_y in zip(g.split(ROWS_AT_ONCE), y.split(ROWS_AT_ONCE), strict=True):
-        total += torch.linalg.vecdot(some_g.to(dtype), some_y.to(dtype), dim=0)
+        total += column_dots_at_once(some_g, some_y, dtype)
     return total
+
+
+def column_dots_at_once(g, y, dtype):
+    return torch.linalg.vecdot(g.to(dtype), y.to(dtype), dim=0)
 
 
 # -------------------------------------------------------------------------------- in a whole model

@@ -52,6 +52,7 @@ from infra import generalist
 from infra.against import OtherJudge, compare_with, read_other_judges, show_comparison
 from infra.benchmarks import BENCHMARKS, EvalSet, load_eval_set
 from infra.checks import check_model, read_format
+from infra.compiled import compiled_functions
 from infra.flags import OURS
 from infra.generalist import Router
 from infra.hub import fetch_model, version_of
@@ -146,11 +147,13 @@ class RewardModel:
         prompt_format: PromptFormat,
         device: str | torch.device = "cpu",
         about: dict | None = None,
+        compiled: bool = False,
     ):
         self.model = model
         self.prompt_format = prompt_format
         self.device = torch.device(device)
         self.about = about  # what `load` knows: name, parameters, weights, format, device
+        self.compiled = compiled  # small functions under torch.compile: infra/compiled.py
         self.budget = GPU_TOKENS  # tokens in a batch
         if self.device.type == "cpu":
             self.budget = cpu_tokens(model.config.hidden_size)
@@ -165,6 +168,7 @@ class RewardModel:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        compile: bool = False,
         template: str | None = None,
         context: str | None = None,
         domain: str | None = None,
@@ -188,7 +192,7 @@ class RewardModel:
         given = {key: value for key, value in given.items() if value is not None}
         folder, base = stored_folders(name)
         if generalist.is_generalist(folder):
-            machine = pick_device(device, dtype)
+            machine = pick_device(device, dtype, compile)
             return open_generalist(name, folder, given, machine, model_class, format_class)
 
         # the weights
@@ -203,12 +207,12 @@ class RewardModel:
                                     format_class)
 
         # the machine
-        machine = pick_device(device, dtype)
+        machine = pick_device(device, dtype, compile)
         model.set_compute_dtype(machine.dtype).to(machine.device).eval()
 
         weights = weights_version(folder, base)
         about = about_judge(name, [model], weights, prompt_format, machine)
-        return cls(model, prompt_format, machine.device, about)
+        return cls(model, prompt_format, machine.device, about, machine.compiled)
 
     def compare(
         self,
@@ -306,8 +310,9 @@ class RewardModel:
     def score_batch(self, batch: Batch) -> list[float]:
         """The log-odds of label 0 over label 1 in each row of a batch: B numbers. ValueError if one
         is not finite."""
-        h = self.model(batch.tokens, batch.starts, batch.read_at)  # (B, D)
-        logits = self.model.logits(h, self.label_ids)  # (B, 2), also of head "cls"
+        with compiled_functions(self.compiled):
+            h = self.model(batch.tokens, batch.starts, batch.read_at)  # (B, D)
+            logits = self.model.logits(h, self.label_ids)  # (B, 2), also of head "cls"
         logits = logits.double().cpu()
         log_odds = logits[:, 0] - logits[:, 1]  # (B,)
         if not log_odds.isfinite().all():
@@ -715,7 +720,8 @@ def open_generalist(name: str | Path, folder: Path, given: dict, machine: Machin
         settings = stored.settings[domain] | given
         prompt_format = make_format(name, folder, tokenizer, settings, model.config, format_class)
         about = about_judge(name, [model], weights, prompt_format, machine)
-        specialists[domain] = RewardModel(model, prompt_format, machine.device, about)
+        specialists[domain] = RewardModel(model, prompt_format, machine.device, about,
+                                          machine.compiled)
         formats[domain] = prompt_format.settings()
     if only != "all":
         return specialists[only]
@@ -783,6 +789,8 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu or cuda (default: auto, cuda where there is)")
     add("--dtype", default="auto",
         help="auto, fp32 or bf16 (default: auto, bf16 on CUDA, else fp32)")
+    add("--compile", action="store_true",
+        help="small functions under torch.compile; no GPU has measured it yet")
 
     add = parser.add_argument_group("the files").add_argument
     add("--against", type=Path, metavar="SCORES",
@@ -857,6 +865,7 @@ def load_judge(name: str, args: argparse.Namespace, model_class: type[ModernBERT
         name,
         device=args.device,
         dtype=args.dtype,
+        compile=args.compile,
         template=args.template,
         context=args.context,
         domain=args.domain,
@@ -941,6 +950,8 @@ def what_was_asked(args: argparse.Namespace) -> dict:
         asked[key] = getattr(args, key)
     if args.question is not None:  # results of before there was this flag are of none
         asked["question"] = args.question
+    if args.compile:
+        asked["compile"] = True
     return asked
 
 

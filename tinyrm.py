@@ -337,16 +337,33 @@ class MLP(nn.Module):
         return self.Wo(GeGLU.apply(self.Wi(x)))
 
 
+class Norm(nn.LayerNorm):
+    """LayerNorm without bias, of the residual stream, in the precision of the products that read
+    it."""
+
+    def __init__(self, config: Config):
+        super().__init__(config.hidden_size, config.norm_eps, bias=False)
+        self.compute_dtype = None
+
+    def forward(self, x):
+        """x (N, D) -> (N, D)"""
+        return normed(x, self.weight, self.eps, self.compute_dtype or x.dtype)
+
+
+def normed(x, weight, eps, dtype):
+    """Computed in the precision of x, then rounded to `dtype`."""
+    return F.layer_norm(x, weight.shape, weight, None, eps).to(dtype)
+
+
 class Layer(nn.Module):
     """x + attn(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: Config, index: int):
         super().__init__()
-        width, eps = config.hidden_size, config.norm_eps
         # layer 0 has no norm here: one stands right before it, after the embedding
-        self.attn_norm = nn.LayerNorm(width, eps, bias=False) if index else nn.Identity()
+        self.attn_norm = Norm(config) if index else nn.Identity()
         self.attn = Attention(config, config.layer_types[index])
-        self.mlp_norm = nn.LayerNorm(width, eps, bias=False)
+        self.mlp_norm = Norm(config)
         self.mlp = MLP(config)
 
     def forward(self, x, layout):
@@ -687,10 +704,15 @@ class GeGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (ab,) = ctx.saved_tensors
-        a, b = ab.chunk(2, dim=-1)
-        grad_a = torch.ops.aten.gelu_backward(grad * b, a)  # what autograd calls, too
-        grad_b = grad * F.gelu(a)
-        return torch.cat((grad_a, grad_b), dim=-1)
+        return geglu_gradient(grad, ab)
+
+
+def geglu_gradient(grad, ab):
+    """Of plain_geglu: grad (N, F), ab (N, 2 F) -> (N, 2 F)"""
+    a, b = ab.chunk(2, dim=-1)
+    grad_a = torch.ops.aten.gelu_backward(grad * b, a)  # what autograd calls, too
+    grad_b = grad * F.gelu(a)
+    return torch.cat((grad_a, grad_b), dim=-1)
 
 
 @dataclass

@@ -79,6 +79,8 @@ class Settings:
                                    group="machine")
     device: str = flag("auto", "auto, cpu, cuda", group="machine")
     dtype: str = flag("auto", "compute in auto, fp32 or bf16; weights stay fp32", group="machine")
+    compile: bool = flag(False, "small functions under torch.compile; no GPU has measured it yet",
+                         group="machine")
     seed: int = flag(17, "seed of the data order, the split and fresh weights (17 is the author's)")
     save_minutes: float = flag(10.0, "minutes between checkpoints", least=0, group="files")
     out: str = flag("", "run folder; none: runs/MODEL-DOMAIN-...", group="files")
@@ -483,7 +485,8 @@ def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBE
     if command.resume:
         record = run_folder.read_record(command.resume, given, Settings)
         given = record["settings"]
-    machine = pick_device(given.get("device", "auto"), given.get("dtype", "auto"))
+    machine = pick_device(given.get("device", "auto"), given.get("dtype", "auto"),
+                          given.get("compile", False))
     distributed.join(machine.on_gpu)
 
     # Settings, weights and pairs. Rank 0 fetches from the Hub; the others find it in the cache.

@@ -29,6 +29,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import evaluate  # noqa: E402
+import tinyrm  # noqa: E402
 import train  # noqa: E402
 from data import PromptFormat, Row  # noqa: E402
 from infra.flags import Programs  # noqa: E402
@@ -41,7 +42,6 @@ from tinyrm import (  # noqa: E402
     attention_where_read,
     local_attention,
     local_mask,
-    rotate,
     split_rows,
 )
 
@@ -88,8 +88,8 @@ class CausalAttention(nn.Module):
         v = self.v_proj(x).unflatten(-1, (self.num_heads, -1))
 
         cos, sin = layout.rope[self.layer_type]
-        q = rotate(q, cos, sin)
-        k = rotate(k, cos, sin)
+        q = tinyrm.rotate(q, cos, sin)
+        k = tinyrm.rotate(k, cos, sin)
 
         y = causal_attention(q, k, v, layout, self.window)  # (T, H, K)
         return self.Wo(y.flatten(1))  # (T, D)
@@ -105,8 +105,8 @@ class CausalAttention(nn.Module):
         v = self.v_proj(x).unflatten(-1, (self.num_heads, -1))
 
         cos, sin = layout.rope[self.layer_type]
-        q = rotate(q, cos[layout.read_at], sin[layout.read_at])
-        k = rotate(k, cos, sin)
+        q = tinyrm.rotate(q, cos[layout.read_at], sin[layout.read_at])
+        k = tinyrm.rotate(k, cos, sin)
 
         y = attention_where_read(q, k, v, layout)  # (B, H, K)
         return self.Wo(y.flatten(1))  # (B, D)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from dora import adapters
+from infra.compiled import check_compiles, names_of_compiled
 from tinyrm import WIDE, Config, ModernBERT, reordered_dtypes, uses_flash
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -23,9 +24,10 @@ class Machine(NamedTuple):
     on_gpu: bool
     reason: str  # why these, in a line
     matmul_backend: str = "default"  # of float32 products on a processor: see float32_matmul
+    compiled: bool = False  # small functions under torch.compile: see infra/compiled.py
 
 
-def pick_device(device: str = "auto", dtype: str = "auto") -> Machine:
+def pick_device(device: str = "auto", dtype: str = "auto", compile: bool = False) -> Machine:
     """What the user asked for, as far as the machine has it. ValueError for what it has not."""
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device {device}: give auto, cpu or cuda")
@@ -51,7 +53,10 @@ def pick_device(device: str = "auto", dtype: str = "auto") -> Machine:
     name = str(chosen).removeprefix("torch.")
     reason = (f"{device} ({device_reason}), {name} ({dtype_reason}), "
               f"attention: {attention_kernel(device, chosen)}")
-    return Machine(torch.device(device), chosen, device != "cpu", reason)
+    if compile:
+        check_compiles(device)
+        reason += f", compiled (asked for): {names_of_compiled()}"
+    return Machine(torch.device(device), chosen, device != "cpu", reason, compiled=compile)
 
 
 def attention_kernel(device: str | torch.device, dtype: torch.dtype) -> str:

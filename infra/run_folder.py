@@ -36,6 +36,7 @@ from data import TEMPLATES, PromptFormat
 from infra import distributed
 from infra.card import model_card
 from infra.checks import shapes_in
+from infra.compiled import compiled_functions
 from infra.files import replacing, sha256_of, write_json
 from infra.flags import OURS, Programs, check_stored, has_controls, option
 from infra.hub import MODEL_NAMES, commit_of, version_of
@@ -59,7 +60,7 @@ LAST_COMMITS = {2: "cc59452", None: "4a59190"}
 # they must have the same fingerprint.
 MAY_CHANGE = ("device", "micro_tokens", "checkpoint_layers", "data")
 # Settings that came later than format 3, with what runs of before were begun with.
-ADDED_SETTINGS = {"question": ""}
+ADDED_SETTINGS = {"question": "", "compile": False}
 RECORD_FIELDS = {"settings": Field(dict), "result": Field(dict), "format": Field(int)}
 RESULT_FIELDS = ("n", "accuracy_before", "loss_before")
 PACKAGES = ("torch", "tokenizers", "safetensors", "huggingface_hub")  # whose versions are kept
@@ -408,8 +409,10 @@ class RunFolder:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """While the run computes: by the backend that it began with, with errors explained."""
-        with self.explaining_errors(), float32_matmul(self.record["products"]):
+        """While the run computes: by the backend and with the small functions that it began with,
+        errors explained."""
+        compiled = compiled_functions(self.record["settings"]["compile"])
+        with self.explaining_errors(), float32_matmul(self.record["products"]), compiled:
             yield
 
     @contextmanager

@@ -7,7 +7,7 @@ It prints, for batches of 2,000, 8,000 and 65,536 tokens, seconds and bytes a to
 step (forward and backward) and of judging; the operations of a step that wait for the device; how
 much two gradients of the same batch differ (the flash kernel adds in no fixed order), and the time
 of a step under deterministic algorithms, where they do not; the kernels of a step by their time;
-and a step with `rotate` under torch.compile.
+and a step with the small functions compiled, as --compile has them.
 """
 
 import argparse
@@ -29,6 +29,7 @@ import dora  # noqa: E402
 import tinyrm  # noqa: E402
 import train  # noqa: E402
 from data import Batch  # noqa: E402
+from infra.compiled import compiled_functions, names_of_compiled  # noqa: E402
 
 FORMAT = SimpleNamespace(head="cloze", context="pair", label_ids=(1, 2))
 REPEATS = 3
@@ -157,10 +158,11 @@ def main(argv: list[str] | None = None):
     profile.show_deterministic(batch)
     profile.show_kernels(batch)
 
-    print("with rotate under torch.compile:", flush=True)
-    tinyrm.rotate = torch.compile(tinyrm.rotate, dynamic=True)
-    profile.time("learn", profile.learn, batch)
-    profile.time("judge", profile.judge, batch)
+    print(f"compiled: {names_of_compiled()}", flush=True)
+    with compiled_functions(True):
+        profile.time("learn", profile.learn, batch)
+        profile.time("judge", profile.judge, batch)
+        profile.show_kernels(batch)
 
 
 if __name__ == "__main__":
