@@ -166,11 +166,16 @@ def our_side(args: argparse.Namespace) -> Side:
     def infer():
         return model.logits(model(tokens, starts, read_at), words).float()  # (B, 2)
 
+    return Side(learn, infer, low_rank_parameters(model), lambda: dora.merge(model))
+
+
+def low_rank_parameters(model: tinyrm.ModernBERT) -> dict[str, torch.nn.Parameter]:
+    """{"LAYER.A" or "LAYER.B": parameter} of all adapters."""
     parameters = {}
     for name, adapted in dora.adapters(model).items():
         parameters[f"{name}.A"] = adapted.A
         parameters[f"{name}.B"] = adapted.B
-    return Side(learn, infer, parameters, lambda: dora.merge(model))
+    return parameters
 
 
 def adapted_peer(args: argparse.Namespace):

@@ -5,19 +5,23 @@ process, on the same rows and weights (random ones).
     python tests/peers.py infer bf16 --rows eight       a part of it
     python tests/peers.py train fp32 --rows eight       training steps, against transformers + peft
     python tests/peers.py --sides ours onnxruntime      only these
+    python tests/peers.py --sides ours buckets --repeats 1 --no-errors      in little time
 
 Rows: `eight` pair rows of 64 to 505 tokens; `many`, 64 of 60 to 700; `long`, 24 of 700 to 1,500.
 
-Sides of inference. transformers runs `padded` (one batch), in `buckets` (rows of like length, up to
-2,048 tokens with the padding) and `one` row at a time; `compiled` is one row at a time under
-torch.compile with frozen weights; `onnxruntime` and `openvino` (pip install '.[bench]') run one row
-at a time. All but `padded` compute logits for the two words at the one place that is read, as we
-do. Sides of training: `padded`, as people run it; `buckets`, with the loss at one place a row;
-`compiled`, the same under torch.compile. torch's products are computed by all sides in the same
-way: as torch is set, or through oneDNN (`--products`; auto: what infra/machine.py finds).
+Sides of inference. `functions` are we with small functions compiled, as --compile has them.
+transformers runs `padded` (eight rows a batch, as they come), in `buckets` (rows of like length, up
+to 2,048 tokens with the padding) and `one` row at a time; `compiled` is one row at a time under
+torch.compile with frozen weights; `onnxruntime` (which has no bf16) and `openvino` (pip install
+'.[bench]') run one row at a time. All but `padded` compute logits for the two words at the one
+place that is read, as we do. Sides of training: `functions`; `padded`, as people run it; `buckets`,
+with the loss at one place a row; `compiled`, the same under torch.compile. torch's products are
+computed by all sides in the same way: as torch is set, or through oneDNN (`--products`; auto: what
+infra/machine.py finds).
 
-The error is the log-odds' root mean square difference from float64's, as a share of their spread.
-The share is that of the best rate of a product that torch has here, packed or not.
+The error is against float64, with the same weights: of the log-odds the root mean square difference
+as a share of their spread, of the adapters' gradients in the first step the relative difference in
+their norm. The share is that of the best rate of a product that torch has here, packed or not.
 """
 
 import argparse
@@ -27,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +43,18 @@ from benchmark import LENGTHS, SHAPES, WORDS, config_of, least_flops, random_row
 
 import tinyrm  # noqa: E402
 from infra import machine  # noqa: E402
+from infra.compiled import compiled_functions  # noqa: E402
 from infra.machine import DTYPES  # noqa: E402
 
 BUDGET = 2048  # tokens of a batch, ours and a bucket
-INFER = ("ours", "padded", "buckets", "one", "compiled", "onnxruntime", "openvino")
-TRAIN = ("ours", "padded", "buckets", "compiled")
-Side = Callable[[], torch.Tensor]  # a pass over all rows: their log-odds, or in training the loss
+EIGHT = 8  # rows of a padded batch
+INFER = ("ours", "functions", "padded", "buckets", "one", "compiled", "onnxruntime", "openvino")
+TRAIN = ("ours", "functions", "padded", "buckets", "compiled")
+
+
+class Side(NamedTuple):
+    step: Callable  # a pass over all rows: in inference their log-odds
+    adapters: dict[str, torch.nn.Parameter] | None = None  # in training, by the same names in all
 
 
 def lengths_of(name: str) -> list[int]:
@@ -97,28 +108,39 @@ def our_inference(folder: str, rows, dtype: torch.dtype) -> Side:
             out[members] = model.logits(model(*inputs), words).double()
         return out[:, 0] - out[:, 1]
 
-    return infer
+    return Side(infer)
 
 
-def our_training(args, rows) -> Side:
-    model = benchmark.adapted_model(args).set_compute_dtype(args.type)
-    return step_over(our_batches(rows), rows, benchmark.make_optimizer(model),
-                     lambda *inputs: model.logits(model(*inputs)))
+def our_training(args, rows, dtype: torch.dtype) -> Side:
+    model = benchmark.adapted_model(args).set_compute_dtype(dtype)
+    if dtype == torch.float64:
+        model.double()
+
+    def loss_of(members, inputs):
+        logits = model.logits(model(*inputs))  # (B, V)
+        return F.cross_entropy(logits, rows.labels[members], reduction="sum")
+
+    step = step_over(our_batches(rows), rows, benchmark.make_optimizer(model), loss_of)
+    return Side(step, benchmark.low_rank_parameters(model))
 
 
-def step_over(batches: list[tuple], rows, optimizer, logits_of: Callable) -> Side:
-    """A training step over batches of (members, inputs); logits_of(*inputs) -> (B, V)."""
+def with_functions_compiled(side: Side) -> Side:
+    def step():
+        with compiled_functions(True):
+            return side.step()
+
+    return side._replace(step=step)
+
+
+def step_over(batches: list[tuple], rows, optimizer, loss_of: Callable) -> Callable:
+    """A training step over batches of (members, inputs); loss_of(members, inputs) is the sum over
+    the rows."""
 
     def learn():
         optimizer.zero_grad()
-        total = 0.0
         for members, inputs in batches:
-            logits = logits_of(*inputs).float()
-            loss = F.cross_entropy(logits, rows.labels[members], reduction="sum")
-            (loss / len(rows.tokens)).backward()
-            total += loss.item() / len(rows.tokens)
+            (loss_of(members, inputs) / len(rows.tokens)).backward()
         optimizer.step()
-        return torch.tensor(total)
 
     return learn
 
@@ -155,6 +177,12 @@ def padded_batch(rows, members: list[int], padding: int):
     return ids, mask, rows.mask_at[members]
 
 
+def eights(rows) -> list[list[int]]:
+    """Eight rows a batch, in the order in which they come."""
+    numbers = list(range(len(rows.tokens)))
+    return [numbers[i:i + EIGHT] for i in range(0, len(numbers), EIGHT)]
+
+
 def over_batches(rows, groups: list[list[int]], padding: int, call: Callable) -> Side:
     """A pass of call(ids, mask, at) -> (B, 2) over the groups of rows."""
     batches = [(members, padded_batch(rows, members, padding)) for members in groups]
@@ -166,7 +194,7 @@ def over_batches(rows, groups: list[list[int]], padding: int, call: Callable) ->
             out[members] = torch.as_tensor(call(*batch)).double()
         return out[:, 0] - out[:, 1]
 
-    return infer
+    return Side(infer)
 
 
 def peer_inference(side: str, args, rows) -> Side:
@@ -175,7 +203,6 @@ def peer_inference(side: str, args, rows) -> Side:
 
     disable_progress_bar()
     model = ModernBertForMaskedLM.from_pretrained(args.base, attn_implementation="sdpa").eval()
-    everything = list(range(len(rows.tokens)))
     padding = SHAPES[args.size].vocabulary - 85
     if side == "padded":  # logits at every place
         model.to(args.type)
@@ -184,11 +211,13 @@ def peer_inference(side: str, args, rows) -> Side:
             return model(input_ids=ids, attention_mask=mask).logits[torch.arange(len(at)), at][
                 :, WORDS]
 
-        return over_batches(rows, [everything], padding, all_logits)
+        return over_batches(rows, eights(rows), padding, all_logits)
 
     at_mask = AtMask(model, torch.tensor(WORDS)).eval()
-    one_each = [[i] for i in everything]
+    one_each = [[i] for i in range(len(rows.tokens))]
     if side == "onnxruntime":
+        if args.type == torch.bfloat16:
+            raise ValueError("it has no bf16 on a processor")
         return over_batches(rows, one_each, padding, onnx_call(at_mask))
     if side == "openvino":
         return over_batches(rows, one_each, padding, openvino_call(at_mask, args.type))
@@ -196,7 +225,7 @@ def peer_inference(side: str, args, rows) -> Side:
     if side == "compiled":
         from torch._inductor import config
 
-        config.freezing = True
+        config.freezing = True  # read when it compiles, which is at the first call
         return over_batches(rows, one_each, padding, torch.compile(at_mask, dynamic=True))
     groups = one_each
     if side == "buckets":
@@ -241,22 +270,32 @@ def openvino_call(model: AtMask, dtype: torch.dtype) -> Callable:
 
 
 def peer_training(side: str, args, rows) -> Side:
-    if side == "padded":
-        padded = benchmark.peer_side(args)
-        return lambda: torch.tensor(padded.learn())
-    model, _ = benchmark.adapted_peer(args)
+    model, adapters = benchmark.adapted_peer(args)
     at_mask = AtMask(model.base_model.model)
     if side == "compiled":
         at_mask = torch.compile(at_mask, dynamic=True)
-    padding, batches = SHAPES[args.size].vocabulary - 85, []
-    for members in batches_of([len(row) for row in rows.tokens], padded=True):
-        batches.append((members, padded_batch(rows, members, padding)))
+    groups = eights(rows)
+    if side != "padded":
+        groups = batches_of([len(row) for row in rows.tokens], padded=True)
+    padding = SHAPES[args.size].vocabulary - 85
+    batches = [(members, padded_batch(rows, members, padding)) for members in groups]
 
-    def logits_of(*batch):
+    def loss_of(members, batch):
         with torch.autocast("cpu", torch.bfloat16, enabled=args.type == torch.bfloat16):
-            return at_mask(*batch)
+            if side == "padded":  # logits and targets at every place
+                return loss_at_all_places(model, rows.labels[members], *batch)
+            logits = at_mask(*batch)  # (B, V)
+        return F.cross_entropy(logits.float(), rows.labels[members], reduction="sum")
 
-    return step_over(batches, rows, benchmark.make_optimizer(model), logits_of)
+    step = step_over(batches, rows, benchmark.make_optimizer(model), loss_of)
+    return Side(step, adapters)
+
+
+def loss_at_all_places(model, labels, ids, mask, at):
+    """transformers' own loss, as a sum over the rows."""
+    target = torch.full_like(ids, -100)  # no loss there
+    target[torch.arange(len(at)), at] = labels
+    return model(input_ids=ids, attention_mask=mask, labels=target).loss * len(at)
 
 
 # ---------------------------------------------------------------------------------------- the table
@@ -283,54 +322,79 @@ def took(call: Callable) -> tuple:
     return time.perf_counter() - began, result
 
 
-def make_side(side: str, args, rows) -> Side | None:
-    """None, with one line that says why, for what is not installed or does not run here."""
-    try:
-        if args.what == "train" and side == "ours":
-            made = our_training(args, rows)
-        elif args.what == "train":
-            made = peer_training(side, args, rows)
-        elif side == "ours":
-            made = our_inference(args.base, rows, args.type)
-        else:
-            made = peer_inference(side, args, rows)
-        made()  # warms up, compiles
-    except Exception as error:  # of a peer, of whatever kind
-        if side == "ours":
-            raise
-        print(f"{side} is left out: {type(error).__name__}: {str(error).strip()[:150]}", flush=True)
-        return None
-    return made
+def our_side(args, rows, dtype: torch.dtype) -> Side:
+    if args.what == "train":
+        return our_training(args, rows, dtype)
+    return our_inference(args.base, rows, dtype)
 
 
-def show(args, name: str):
+def make_side(side: str, args, rows) -> Side:
+    if side == "functions":
+        return with_functions_compiled(our_side(args, rows, args.type))
+    if side == "ours":
+        return our_side(args, rows, args.type)
+    if args.what == "train":
+        return peer_training(side, args, rows)
+    return peer_inference(side, args, rows)
+
+
+def first_answer(side: Side) -> torch.Tensor:
+    """What is compared with float64, of the first pass, which warms up and compiles: log-odds; in
+    training all gradients of the adapters."""
+    answer = side.step()
+    if side.adapters is None:
+        return answer
+    return torch.cat([p.grad.double().ravel() for _, p in sorted(side.adapters.items())])
+
+
+def make_sides(args, rows) -> tuple[dict[str, Side], dict[str, torch.Tensor]]:
+    """{name: side} and {name: its first answer}. What is not installed or does not run here is left
+    out, with one line that says why."""
+    sides, answers = {}, {}
+    for name in args.sides:
+        try:
+            side = make_side(name, args, rows)
+            answers[name] = first_answer(side)
+        except Exception as error:  # of a peer, of whatever kind
+            if name == "ours":
+                raise
+            print(f"{name} is left out: {type(error).__name__}: {str(error).strip()[:150]}",
+                  flush=True)
+            continue
+        sides[name] = side
+    return sides, answers
+
+
+def error_of(answer: torch.Tensor, exact: torch.Tensor, what: str) -> float:
+    if what == "train":
+        return ((answer - exact).norm() / exact.norm()).item()
+    return ((answer - exact).square().mean().sqrt() / exact.std()).item()
+
+
+def show(args, row_set: str):
     """The table of one row set."""
-    args.rows = lengths_of(name)
+    args.rows = lengths_of(row_set)
     rows = random_rows(args.rows)
     flops = getattr(least_flops(args), args.what)
-    sides = {}
-    for side in args.sides:
-        made = make_side(side, args, rows)
-        if made is not None:
-            sides[side] = made
+    sides, answers = make_sides(args, rows)
 
-    best, results = {side: float("inf") for side in sides}, {}
+    best = {name: float("inf") for name in sides}
     for _ in range(args.repeats):  # in turn, since a machine's clock moves
-        for side, call in sides.items():
-            seconds, results[side] = took(call)
-            best[side] = min(best[side], seconds)
+        for name, side in sides.items():
+            best[name] = min(best[name], took(side.step)[0])
     exact, rate = None, best_rate(args)
-    if args.what == "infer":
-        exact = our_inference(args.base, rows, torch.float64)()
+    if not args.no_errors:
+        exact = first_answer(our_side(args, rows, torch.float64))
 
-    print(f"\n{args.what}, {args.dtype}, {name}: {len(args.rows)} rows, {sum(args.rows):,} tokens; "
+    tokens = sum(args.rows)
+    print(f"\n{args.what}, {args.dtype}, {row_set}: {len(args.rows)} rows, {tokens:,} tokens; "
           f"products at best {rate / 1e9:,.0f} GF/s\n")
     print("| side | seconds | to ours | share of products | error |\n|---|---|---|---|---|")
-    for side, seconds in best.items():
+    for name, seconds in best.items():
         error = ""
         if exact is not None:
-            error = f"{((results[side] - exact).square().mean().sqrt() / exact.std()).item():.1e}"
-        print(f"| {side} | {seconds:.2f} | {seconds / best['ours']:.2f}x | "
+            error = f"{error_of(answers[name], exact, args.what):.1e}"
+        print(f"| {name} | {seconds:.2f} | {seconds / best['ours']:.2f}x | "
               f"{flops / seconds / rate:.0%} | {error} |", flush=True)
 
 
@@ -341,7 +405,8 @@ def main(argv: list[str] | None = None):
     add("what", nargs="?", default="infer", choices=["infer", "train"])
     add("dtype", nargs="?", default="fp32", choices=list(DTYPES))
     add("--rows", nargs="+", default=["eight", "many", "long"], choices=["eight", "many", "long"])
-    add("--sides", nargs="+", choices=INFER, help="default: all")
+    add("--sides", nargs="+", choices=INFER, help="ours and these (default: all)")
+    add("--no-errors", action="store_true", help="without a pass in float64, which takes longest")
     add("--size", default="base", choices=SHAPES)
     add("--products", default="auto", choices=["auto", "default", "onednn"])
     add("--repeats", type=int, default=3, help="the best of so many passes counts")
