@@ -4,7 +4,8 @@
     python tests/benchmark.py --device cuda --size large   on a GPU
     python tests/benchmark.py --lengths FILE               row lengths, one a line, for eight rows
     python tests/benchmark.py --against checkpoint         against ourselves, layers recomputed
-    python tests/benchmark.py --against compile            against ourselves under torch.compile
+    python tests/benchmark.py --against compile            against ourselves, layers compiled
+    python tests/benchmark.py --against functions          against ourselves with --compile
     python tests/benchmark.py --against lora               what DoRA costs beyond LoRA, both ours
     python tests/benchmark.py --memory                     no peer: bytes a token, longest batches
     python tests/peers.py                                  other peers on a processor
@@ -14,6 +15,9 @@ a padded batch, logits at every position. Both get the same random weights, rows
 Wqkv, Wi and Wo of the upper third; all below frozen) and optimizer. Each side is a process of its
 own, which takes a step when told to: steps are timed in turn, and peak memory is the process's. The
 first step warms up; the losses and gradients that it gives must be the same on both sides.
+
+Two rates say what a step could take at least: that of a large product, for the FLOPs that it needs,
+and that of a large copy, for the bytes that it must move.
 
 The file goes in this order: what both sides get; the two sides; what a step costs at least; a
 process for each side; the comparison; memory; the command line.
@@ -41,6 +45,7 @@ from safetensors.torch import load_file, save_file
 import dora
 import tinyrm
 import train
+from infra.compiled import compiled_functions
 from infra.machine import DTYPES, count_parameters, estimate_memory
 
 # ------------------------------------------------------------------------------ what both sides get
@@ -260,17 +265,13 @@ def least_flops(args: argparse.Namespace) -> Flops:
     packed rows; the last layer's queries, output and MLP for one position a row; no gradient for
     frozen weights; the low-rank products."""
     shape = SHAPES[args.size]
-    d, f, rank = shape.width, shape.feed_forward, shape.rank
+    d, rank = shape.width, shape.rank
     rows, tokens = len(args.rows), sum(args.rows)
 
     train_flops = infer_flops = 0
     for i in range(shape.layers):
         is_last = i == shape.layers - 1
-        queries = rows if is_last else tokens
-
-        # (vectors, from, to) of Wq, Wk with Wv, attn.Wo, Wi, mlp.Wo
-        products = [(queries, d, d), (tokens, d, 2 * d), (queries, d, d), (queries, d, 2 * f),
-                    (queries, f, d)]
+        products = products_of_layer(shape, tokens, queries=rows if is_last else tokens)
         weights = sum(2 * n * inputs * outputs for n, inputs, outputs in products)
         attention = 4 * d * scores_of_layer(args.rows, is_global=i % 3 == 0, is_last=is_last)
         forward = weights + attention
@@ -288,6 +289,82 @@ def least_flops(args: argparse.Namespace) -> Flops:
     head = 2 * rows * d * d
     decoder = 2 * rows * d * shape.vocabulary
     return Flops(train_flops + 2 * (head + decoder), infer_flops + head + 4 * rows * d)
+
+
+class Product(NamedTuple):
+    """x W^T"""
+
+    vectors: int
+    inputs: int
+    outputs: int
+
+
+def products_of_layer(shape: Shape, tokens: int, queries: int) -> list[Product]:
+    """Wq, Wk with Wv, attn.Wo, Wi, mlp.Wo: all but the second for the queries only."""
+    d, f = shape.width, shape.feed_forward
+    return [Product(queries, d, d), Product(tokens, d, 2 * d), Product(queries, d, d),
+            Product(queries, d, 2 * f), Product(queries, f, d)]
+
+
+class Bytes(NamedTuple):
+    train: int
+    infer: int
+
+
+def least_bytes(args: argparse.Namespace) -> Bytes:
+    """What a step must move to and from memory, if each of its operations reads what it needs once
+    and writes its result once: the norms (with the cast), the products, RoPE, attention, GeGLU, the
+    additions to the residual stream; in training the same backwards, A, B and m, and AdamW. The
+    residual stream and what is stored of weights have 4 bytes, all else that of the compute
+    precision. The head is left out: it is of one place a row."""
+    shape, size = SHAPES[args.size], args.type.itemsize
+    d, f = shape.width, shape.feed_forward
+    rows, tokens = len(args.rows), sum(args.rows)
+
+    train_bytes = infer_bytes = 8 * tokens * d  # the embeddings, read and written
+    for i in range(shape.layers):
+        queries = rows if i == shape.layers - 1 else tokens
+        products = products_of_layer(shape, tokens, queries)
+
+        # forward: two norms (4 bytes in, size out), two additions (two in, one out)
+        stream = (tokens + queries) * d * (4 + size) + 2 * queries * d * (4 + size + 4)
+        numbers = sum(p.inputs * p.outputs + p.vectors * (p.inputs + p.outputs) for p in products)
+        numbers += 2 * (queries + tokens) * d  # RoPE, of q and k: in and out
+        numbers += 2 * (queries + tokens) * d  # attention: q, k, v in, y out
+        numbers += 3 * queries * f  # GeGLU: a and b in, one out
+        forward = stream + size * numbers
+        infer_bytes += forward
+        train_bytes += forward
+
+        if i >= shape.frozen:
+            train_bytes += backward_bytes(args, products, tokens, queries)
+    vocabulary = shape.vocabulary * d * size  # the decoder's weights, forward and backward
+    return Bytes(train_bytes + 2 * vocabulary, infer_bytes)
+
+
+def backward_bytes(args: argparse.Namespace, products: list[Product], tokens: int,
+                   queries: int) -> int:
+    """Of a layer that trains, with the step of its adapters."""
+    shape, size = SHAPES[args.size], args.type.itemsize
+    d, f = shape.width, shape.feed_forward
+    passes_of_outputs = 2  # of g = dL/dy: for dx, and for dA and dB together
+    if args.adapter == "dora":
+        passes_of_outputs = 4  # g and y once more, for dm
+
+    numbers = adapter = 0
+    for p in products:
+        numbers += p.inputs * p.outputs + 2 * p.vectors * p.inputs  # W'; dx out, x in
+        numbers += passes_of_outputs * p.vectors * p.outputs
+        adapter += shape.rank * (p.inputs + p.outputs)
+    numbers += 2 * (queries + tokens) * d  # RoPE
+    numbers += 2 * (2 * queries + 2 * tokens) * d  # attention: q, k, v, y, dy in; dq, dk, dv out
+    numbers += 5 * queries * f  # GeGLU: its gradient, a and b in; two out
+
+    # two norms (x and the gradient in, one out), two additions (two in, one out)
+    stream = (tokens + queries) * d * (4 + size + 4) + 2 * queries * d * 12
+    weights = sum(p.inputs * p.outputs for p in products)
+    # AdamW reads a number, its gradient and two moments, and writes three; W' is made of W
+    return size * numbers + stream + 28 * adapter + weights * (4 + size)
 
 
 def scores_of_layer(lengths: list[int], is_global: bool, is_last: bool) -> int:
@@ -312,6 +389,19 @@ def machine_flops(args: argparse.Namespace) -> float:
     x = torch.randn(n, n, device=args.device, dtype=args.type)
     seconds = [seconds_of(args, lambda: F.linear(x, x)) for _ in range(5)]
     return 2 * n**3 / statistics.median(seconds[2:])
+
+
+def machine_bytes(args: argparse.Namespace) -> float:
+    """Bytes a second of one large copy, read and written: what the memory can do."""
+    count = 2**26  # numbers of 4 bytes: 256 MB, beyond the caches
+    if args.size == "tiny":
+        count = 2**20
+    elif args.device == "cuda":
+        count = 2**28
+    source = torch.zeros(count, device=args.device)
+    target = torch.empty_like(source)
+    seconds = [seconds_of(args, lambda: target.copy_(source)) for _ in range(5)]
+    return 2 * 4 * count / statistics.median(seconds[2:])
 
 
 def seconds_of(args: argparse.Namespace, call: Callable) -> float:
@@ -343,7 +433,7 @@ def work(args: argparse.Namespace, side: str, what: str, file: str):
             tensors[name] = p.grad.detach().float().cpu().contiguous()
         save_file(tensors, file)
 
-    if side == "compile":  # it compiles anew for the first few
+    if side in ("compile", "functions"):  # they compile anew for the first few
         for _ in range(3):
             step()
     print("ready", flush=True)
@@ -428,7 +518,7 @@ def compare(args: argparse.Namespace, what: str) -> dict:
             seconds[name].append(worker.step())
 
     ours, theirs = (statistics.median(seconds[name]) for name in names)
-    flops = least_flops(args)
+    flops, moved = least_flops(args), least_bytes(args)
     line = {
         "what": what,
         "dtype": long_name(args.type),
@@ -438,6 +528,8 @@ def compare(args: argparse.Namespace, what: str) -> dict:
         "tokens_per_s": sum(args.rows) / ours,
         "flops": flops.train if what == "train" else flops.infer,
         "machine_flops": statistics.median(speeds),
+        "bytes": moved.train if what == "train" else moved.infer,
+        "machine_bytes": machine_bytes(args),
         "all_seconds": seconds,
         "peak_bytes": [worker.end() for worker in workers.values()],
     }
@@ -485,8 +577,8 @@ def show_comparison(args: argparse.Namespace) -> list[dict]:
     """Print the table, and return its lines."""
     types = types_to_compare(args)
     print(f"| step | compute | tinyrm | {args.against} | ratio | tokens/s | share of products | "
-          "memory |")
-    print("|---|---|---|---|---|---|---|---|")
+          "share of copies | memory |")
+    print("|---|---|---|---|---|---|---|---|---|")
     lines = []
     for what in ("train", "infer"):
         for dtype in types:
@@ -496,10 +588,13 @@ def show_comparison(args: argparse.Namespace) -> list[dict]:
 
             share = line["flops"] / line["ours_s"] / line["machine_flops"]
             speed = line["machine_flops"] / 1e9
+            moved = line["bytes"] / line["ours_s"] / line["machine_bytes"]
+            copies = line["machine_bytes"] / 1e9
             our_peak, their_peak = (peak / 1e9 for peak in line["peak_bytes"])
             print(f"| {what} | {line['dtype']:8} | {line['ours_s']:4.2f} s | "
                   f"{line['peer_s']:4.2f} s | {line['ratio']:4.2f}x | "
                   f"{line['tokens_per_s']:8,.0f} | {share:4.0%} of {speed:,.0f} GF/s  | "
+                  f"{moved:4.0%} of {copies:,.0f} GB/s | "
                   f"{our_peak:.1f} / {their_peak:.1f} GB |", flush=True)
     print()
     for line in lines:
@@ -600,7 +695,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dtype", default="auto", choices=["auto", "both", *DTYPES],
         help="auto: both, but bf16 only where its products are faster")
     add("--lengths", metavar="FILE", help="row lengths, one a line")
-    add("--against", default="peer", choices=["peer", "checkpoint", "compile", "lora"])
+    add("--against", default="peer", choices=["peer", "checkpoint", "compile", "functions", "lora"])
     add("--memory", action="store_true", help="bytes a token, and longest batches")
     add("--repeats", type=int, default=2)
     add("--out", metavar="JSON", help="write all numbers here")
@@ -619,7 +714,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None):
     args = parse(argv)
     if args.worker:
-        work(args, *args.worker)
+        side = args.worker[0]
+        with compiled_functions(side == "functions"):
+            work(args, *args.worker)
         return
 
     tokens, padded = sum(args.rows), len(args.rows) * max(args.rows)
