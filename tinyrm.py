@@ -341,9 +341,7 @@ class Norm(nn.LayerNorm):
     """LayerNorm without bias, of the residual stream, in the precision of the products that read
     it."""
 
-    def __init__(self, config: Config):
-        super().__init__(config.hidden_size, config.norm_eps, bias=False)
-        self.compute_dtype = None
+    compute_dtype = None  # as in Linear
 
     def forward(self, x):
         """x (N, D) -> (N, D)"""
@@ -360,10 +358,11 @@ class Layer(nn.Module):
 
     def __init__(self, config: Config, index: int):
         super().__init__()
+        width, eps = config.hidden_size, config.norm_eps
         # layer 0 has no norm here: one stands right before it, after the embedding
-        self.attn_norm = Norm(config) if index else nn.Identity()
+        self.attn_norm = Norm(width, eps, bias=False) if index else nn.Identity()
         self.attn = Attention(config, config.layer_types[index])
-        self.mlp_norm = Norm(config)
+        self.mlp_norm = Norm(width, eps, bias=False)
         self.mlp = MLP(config)
 
     def forward(self, x, layout):

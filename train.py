@@ -479,8 +479,7 @@ def choose_settings(given: dict, on_gpu: bool, config_class: type[Config]) -> Se
 def main(argv: list[str] | None = None, model_class: type[ModernBERT] = ModernBERT,
          format_class: type[PromptFormat] = PromptFormat, programs: Programs = OURS):
     """The command line. experiments/causal.py hands in classes and names of its own."""
-    command = flags.parse(Settings, argv, "Train a tiny reward model (arXiv 2507.09973).",
-                          programs.train)
+    command = flags.parse(Settings, argv, "Tiny Reward Models (arXiv 2507.09973).", programs.train)
     record, given = None, command.given
     if command.resume:
         record = run_folder.read_record(command.resume, given, Settings)
