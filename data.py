@@ -361,18 +361,13 @@ class PromptFormat:
             settings["question"] = self.question
         return settings
 
-    @property
-    def label_words(self) -> tuple[str, str]:
-        """The words at [MASK] for label 0 and for label 1."""
-        return TEMPLATES[self.template, self.context].label_words
-
     @cached_property
     def label_ids(self) -> tuple[int, int]:
         """What label 0 and label 1 are among the logits: the token ids of their words, or under
         head "cls" the two classes."""
         if self.head == "cls":
             return 0, 1
-        words = self.label_words
+        words = TEMPLATES[self.template, self.context].label_words
         ids = []
         for word in words:
             encoding = self.tokenizer.library.encode(word, add_special_tokens=False)

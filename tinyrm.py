@@ -707,7 +707,7 @@ class GeGLU(torch.autograd.Function):
 
 
 def geglu_gradient(grad, ab):
-    """Of plain_geglu: grad (N, F), ab (N, 2 F) -> (N, 2 F)"""
+    """Of plain_geglu: grad (N, FF), ab (N, 2 FF) -> (N, 2 FF)"""
     a, b = ab.chunk(2, dim=-1)
     grad_a = torch.ops.aten.gelu_backward(grad * b, a)  # what autograd calls, too
     grad_b = grad * F.gelu(a)

@@ -9,7 +9,7 @@ words of the test are the same for all seeds.
 import math
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -72,22 +72,7 @@ class Architecture(NamedTuple):
     format_class: type[PromptFormat]
 
 
-@dataclass(frozen=True)
-class LabelFormat(PromptFormat):
-    """Rows whose verdict is one of two other words."""
-
-    labels: str = ""  # both, with a space between; "": the template's
-
-    @property
-    def label_words(self) -> tuple[str, str]:
-        if not self.labels:
-            return super().label_words
-        first, second = self.labels.split()
-        return f" {first}", f" {second}"  # they stand behind a word, as those of `option` do
-
-
 ENCODER = Architecture(ModernBERT, PromptFormat)
-LABELLED = Architecture(ModernBERT, LabelFormat)
 CAUSAL = Architecture(CausalModernBERT, CausalPromptFormat)
 SEEING = Architecture(SightModernBERT, SightFormat)
 
@@ -99,19 +84,12 @@ def architecture_of(folder: Path, cell: Cell | None = None) -> Architecture:
     if model_type == CAUSAL.model_class.config_class.model_type:
         if cell is not None and forbids(cell):
             raise ValueError(f"{folder}: a decoder, in which nothing more can be forbidden to see")
-        if cell is not None and cell.labels:
-            raise ValueError(f"{folder}: other label words are for encoders alone")
         return CAUSAL
     if cell is not None and forbids(cell):
         if cell.context != "pair" or cell.template != "option":
             raise ValueError("what may be seen can be forbidden in context pair and template "
                              "option alone")
-        if cell.labels:
-            raise ValueError("what may be seen can be forbidden with the template's label words "
-                             "alone")
         return SEEING
-    if cell is not None and cell.labels:
-        return LABELLED
     return ENCODER
 
 
@@ -253,39 +231,49 @@ class Fitted(NamedTuple):
 
 def fit(cell: Cell, settings: train.Settings, pairs: list[Pair]) -> Fitted:
     """Train on these pairs: train.py's recipe, without a run folder."""
-    hardware = pick_device(settings.device, settings.dtype)
+    machine = pick_device(settings.device, settings.dtype)
     folder = folder_of(cell.model)
     classes = architecture_of(folder, cell)
     prompt_format = classes.format_class(
-        data.load_tokenizer(folder), template=settings.template, context=settings.context,
+        data.load_tokenizer(folder), template=template_of(cell), context=settings.context,
         head=settings.head, domain=settings.domain, max_length=settings.max_length,
         question=settings.question)
-    if cell.labels:
-        prompt_format = replace(prompt_format, labels=cell.labels)
 
     model = tinyrm.load(folder, settings.head, settings.seed, classes.model_class)
     if is_random(cell.model):
         model.init_weights(settings.seed)
     if forbids(cell):
         model.sight = cell.sight
-    model.to(hardware.device).set_compute_dtype(hardware.dtype)
+    model.to(machine.device).set_compute_dtype(machine.dtype)
     trained = dora.adapt(model, settings.adapter, settings.rank, settings.alpha, settings.freeze,
                          settings.seed)
     optimizer = train.make_optimizer(trained, settings.lr)
-    budget = pick_micro_tokens(settings.micro_tokens, model, hardware).tokens
+    budget = pick_micro_tokens(settings.micro_tokens, model, machine).tokens
 
     pairs_a_step = settings.batch_size // 2
     steps = max(1, round(settings.epochs * math.ceil(len(pairs) / pairs_a_step)))
     tokens, losses = 0, []
     for step, some in enumerate(
             train.step_pairs(pairs, pairs_a_step, range(steps), settings.seed)):
-        batches = train.make_batches(some, prompt_format, budget, hardware.device).batches
+        batches = train.make_batches(some, prompt_format, budget, machine.device).batches
         rate = settings.lr * train.schedule(step, steps)
         result = train.train_step(model, optimizer, prompt_format, batches, rate)
         tokens += result.tokens
         losses.append(result.loss)
     dora.merge(model)
     return Fitted(model.eval(), prompt_format, steps, tokens, losses)
+
+
+def template_of(cell: Cell) -> str:
+    """The cell's template. One with the cell's own label words is added to data.TEMPLATES."""
+    if not cell.labels:
+        return cell.template
+    first, second = cell.labels.split()
+    name = f"{cell.template}, {first} and {second}"
+    usual = data.TEMPLATES[cell.template, cell.context]
+    # they stand behind a word, as those of `option` do, so they bring their own space
+    data.TEMPLATES[name, cell.context] = usual._replace(label_words=(f" {first}", f" {second}"))
+    return name
 
 
 def to_judge(fitted: Fitted, cell: Cell) -> Fitted:

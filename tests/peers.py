@@ -415,11 +415,11 @@ def main(argv: list[str] | None = None):
     known = INFER if args.what == "infer" else TRAIN
     args.sides = ["ours"] + [side for side in args.sides or known if side in known[1:]]
 
-    hardware = machine.with_matmul_backend(machine.pick_device("cpu", args.dtype),
-                                     SHAPES[args.size].width)
-    way = hardware.matmul_backend if args.products == "auto" else args.products
+    chosen = machine.with_matmul_backend(machine.pick_device("cpu", args.dtype),
+                                         SHAPES[args.size].width)
+    way = chosen.matmul_backend if args.products == "auto" else args.products
     print(f"{benchmark.machine_name(args)}; torch {torch.__version__}; {args.size}; "
-          f"{hardware.reason}; used here: {way}", flush=True)
+          f"{chosen.reason}; used here: {way}", flush=True)
     with tempfile.TemporaryDirectory() as args.base, machine.float32_matmul(way):
         model = tinyrm.ModernBERT(tinyrm.Config.from_json(config_of(args.size))).init_weights(0)
         tinyrm.save(model, args.base)

@@ -339,7 +339,7 @@ def test_a_cells_label_words_are_those_that_are_learnt(small):
     assert [form.tokenizer.decode([index]) for index in form.label_ids] == [" Yes", " No"]
 
     # the row is that of the usual words: what differs is what [MASK] is asked for
-    usual = replace(form, labels="")
+    usual = replace(form, template="option")
     (rows,), _ = form.rows(pairs[:1])
     (usual_rows,), _ = usual.rows(pairs[:1])
     assert rows == usual_rows and form.label_ids != usual.label_ids
@@ -353,7 +353,7 @@ def test_label_words_that_are_no_tokens_are_refused(small):
 
 
 @pytest.mark.parametrize("changes", [{"context": "single"}, {"template": "choice"},
-                                     {"model": "nano-causal"}, {"labels": "Yes No"}])
+                                     {"model": "nano-causal"}])
 def test_what_cannot_be_forbidden_is_refused(changes):
     cell = Cell("nano", "chat", 4, sight="apart")._replace(**changes)
     with pytest.raises(ValueError, match="forbidden"):

@@ -51,8 +51,8 @@ def test_the_trial_leaves_torch_and_its_random_numbers_as_they_were():
     (128, torch.float32, False), (768, torch.bfloat16, False), (768, torch.float32, True)])
 def test_small_models_16_bits_and_gpus_are_not_tried(width, dtype, on_gpu, monkeypatch):
     monkeypatch.setattr(machine, "try_matmul_backends", None)
-    hardware = ON_CPU._replace(dtype=dtype, on_gpu=on_gpu)
-    assert machine.with_matmul_backend(hardware, width) == hardware
+    of_test = ON_CPU._replace(dtype=dtype, on_gpu=on_gpu)
+    assert machine.with_matmul_backend(of_test, width) == of_test
 
 
 # --- where it holds --------------------------------------------------------------------------
