@@ -1,7 +1,8 @@
 """What judging costs: measured, counted for the rows that were judged, and by the paper's formula.
 
     python experiments/flops.py                   a table: what a verdict costs, counted
-    python experiments/flops.py MODEL DATA        DATA as for evaluate.py: a benchmark, FILE.jsonl
+    python experiments/flops.py MODEL DATA        DATA as for evaluate.py: a benchmark, FILE.jsonl;
+                                                  also milliseconds: median and 95th percentile
 
 FLOPs are two for a multiply-add. Shapes: B rows, T tokens of all rows, D hidden, F feed-forward.
 """
@@ -10,12 +11,15 @@ import argparse
 import sys
 import time
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data import Item  # noqa: E402
 from evaluate import RewardModel  # noqa: E402
 from infra.benchmarks import load_eval_set  # noqa: E402
 from infra.machine import peak_bytes  # noqa: E402
@@ -215,6 +219,29 @@ def cost(reward_model: MeteredRewardModel, seconds: float) -> dict[str, float]:
     }
 
 
+ALONE_AT_MOST = 200  # items that are timed one by one
+
+
+class Latency(NamedTuple):
+    """Milliseconds of a verdict that nothing else is judged with."""
+
+    median: float
+    p95: float
+    n: int
+
+
+def latency(reward_model: RewardModel, items: list[Item]) -> Latency:
+    """Each item is judged alone: its rows are made, read and compared."""
+    milliseconds = []
+    for item in items:
+        began = time.perf_counter()
+        for _ in reward_model.judge([item]):
+            pass
+        milliseconds.append(1000 * (time.perf_counter() - began))
+    median, p95 = np.percentile(milliseconds, [50, 95])
+    return Latency(float(median), float(p95), len(items))
+
+
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -241,6 +268,9 @@ def main(argv: list[str] | None = None):
         pass
     for what, number in cost(reward_model, time.perf_counter() - began).items():
         print(f"  {what:38} {number:>14,.4g}")
+    found = latency(reward_model, list(islice(items, ALONE_AT_MOST)))
+    print(f"  milliseconds of one item alone: median {found.median:.1f}, 95th percentile "
+          f"{found.p95:.1f}, of {found.n} items in turn")
 
 
 if __name__ == "__main__":

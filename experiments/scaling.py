@@ -163,7 +163,7 @@ def show_twins(points: list[Point], twins: list[tuple[str, str]]):
         if not behind:
             print(f"\n{pairs:,} pairs: the twin is behind at none of {', '.join(names)}")
         elif behind[-1] == names[-1]:
-            print(f"\n{pairs:,} pairs: the twin is behind up to the largest of {', '.join(names)}")
+            print(f"\n{pairs:,} pairs: the twin is still behind at the largest size, {names[-1]}")
         else:
             first_level = names[names.index(behind[-1]) + 1]
             print(f"\n{pairs:,} pairs: the twin is level from {first_level} on")

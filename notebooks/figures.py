@@ -570,6 +570,60 @@ def by_depth(layers: Sequence[int], likeness: dict[str, Sequence[float]],
 # -------------------------------------------------------------------------------------------- cost
 
 
+def best_of(panels: dict[str, list[Series]]):
+    """A panel for each title, a line for each judge: a share against N, the number of candidates of
+    which the best is chosen."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels) + 1, 3), squeeze=False)
+    for ax, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        for line, colour, mark in zip(lines, PALETTE, MARKS, strict=False):
+            mean, half = np.array(line.mean), np.nan_to_num(line.half)
+            ax.fill_between(line.x, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
+            ax.plot(line.x, mean, color=colour, marker=mark, mfc="white", ms=4, label=line.name)
+        ax.set_xscale("log", base=2)
+        ax.set(title=title, xlabel="N, the best of which is chosen", ylim=(0, 1.02))
+        if lines:
+            ax.set_xticks(lines[0].x, [f"{x}" for x in lines[0].x])
+        else:
+            nothing_yet(ax)
+    axes[0, 0].set_ylabel("share, or P(better than a reference)")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside right center")
+    plt.show()
+
+
+class CostDot(NamedTuple):
+    """A way to judge: what it costs, and its accuracy with an interval."""
+
+    name: str
+    cost: float
+    mean: float
+    half: float
+
+
+def accuracy_against_cost(panels: dict[str, list[CostDot]], xlabel: str, ylabel: str,
+                          marks: dict[str, float]):
+    """A panel for each title: accuracy against cost on a logarithmic axis; `marks` are costs of
+    which no accuracy was measured."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3), squeeze=False)
+    for ax, (title, dots) in zip(axes[0], panels.items(), strict=True):
+        for dot, colour, mark in zip(dots, PALETTE, MARKS, strict=False):
+            ax.errorbar(dot.cost, dot.mean, dot.half, color=colour, fmt=mark, mfc="white", lw=2)
+            ax.annotate(dot.name, (dot.cost, dot.mean), (7, 4), color=ink(colour),
+                        textcoords="offset points", fontsize=8)
+        for name, cost in marks.items():
+            ax.axvline(cost, color=GREY, ls="--", lw=1)
+            ax.annotate(name, (cost, 0.03), (-3, 0), color=GREY, ha="right", rotation=90,
+                        xycoords=ax.get_xaxis_transform(), textcoords="offset points", fontsize=7)
+        ax.set_xscale("log")
+        if dots:
+            costs = [*[dot.cost for dot in dots], *marks.values()]
+            ax.set_xlim(0.6 * min(costs), 4 * max(costs))
+        else:
+            nothing_yet(ax)
+        ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    plt.show()
+
+
 def cost_of_ranking(counts: Sequence[int], rows: dict[str, Sequence[float]], flops_a_row: float):
     """Rows that a model reads to rank k responses, by each way; at the right the FLOPs."""
     fig, ax = plt.subplots(figsize=(6.5, 3))

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ import tinyrm
 from data import Item, Pair, PromptFormat, load_tokenizer, pack
 from evaluate import RewardModel
 from experiments.causal import CausalModernBERT
-from experiments.flops import cost, flops, paper_flops
+from experiments.flops import cost, flops, latency, paper_flops
 from experiments.flops import main as flops_main
 from infra import benchmarks, progress
 
@@ -961,6 +962,24 @@ def test_the_script_of_costs_prints_what_was_measured_and_counted(tiny, pairs_fi
     for what in ("pairs a second", "tokens a pair", "share of them in the encoder", "peak GiB",
                  "GFLOPs a pair, counted", "GFLOPs a pair, the paper's formula", "parameters"):
         assert f"\n  {what}  " in out
+    assert "milliseconds of one item alone: median " in out and "of 10 items in turn" in out
+
+
+def test_a_latency_is_of_one_item_at_a_time(monkeypatch):
+    """Items that take 1, 2, ... 5 ms by a clock that the judge moves."""
+    now, judged = [0.0], []
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    class Judge:
+        def judge(self, items):
+            (item,) = items
+            judged.append(item)
+            now[0] += item / 1000
+            yield item
+
+    found = latency(Judge(), [1, 2, 3, 4, 5])
+    assert judged == [1, 2, 3, 4, 5]
+    assert (found.median, found.p95, found.n) == pytest.approx((3, 4.8, 5))
 
 
 def test_the_script_of_costs_says_if_there_is_nothing_to_measure(tiny, tmp_path):

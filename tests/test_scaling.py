@@ -45,7 +45,7 @@ def test_a_run_without_an_error_has_no_law(capsys):
 
 
 @pytest.mark.parametrize("of_the_larger, sentence", [
-    ([0.30, 0.31], "the twin is behind up to the largest of small, large"),
+    ([0.30, 0.31], "the twin is still behind at the largest size, large"),
     ([0.10, 0.11], "the twin is level from large on")])
 def test_from_which_size_the_twin_is_level(of_the_larger, sentence, capsys):
     points = points_of("small", 100, [0.10, 0.11])
