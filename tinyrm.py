@@ -338,8 +338,8 @@ class MLP(nn.Module):
 
 
 class Norm(nn.LayerNorm):
-    """LayerNorm without bias, of the residual stream, in the precision of the products that read
-    it."""
+    """LayerNorm without bias, computed in the precision of the residual stream; the result is
+    rounded to that of the products that read it."""
 
     compute_dtype = None  # as in Linear
 
@@ -490,8 +490,8 @@ class ModernBERT(nn.Module):
 
     def set_compute_dtype(self, dtype: torch.dtype) -> "ModernBERT":
         """Compute products and attention in `dtype`, over weights that stay as they are stored: in
-        every Linear (or the adapter in its place) and in the decoder. A classifier stays in the
-        precision of its weights. Returns self."""
+        every Linear (or the adapter in its place) and in the decoder; the layers' norms round
+        their results to it. A classifier stays in the precision of its weights. Returns self."""
         for module in self.modules():
             if hasattr(module, "compute_dtype"):
                 module.compute_dtype = dtype

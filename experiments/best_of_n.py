@@ -9,8 +9,8 @@ over-optimised.
 The order is known, since nano's world is. The prompts are pairs of the test: two things, which one
 is heavier (or lighter)? To each there are 256 candidates, of which one in twenty names the right
 thing. The others name the wrong one, both, a third one, or say something else. Every kind has up to
-three idle sentences, so that neither idle talk nor length tells what is right; no training pair has
-more than one of them.
+three idle sentences, so that neither idle talk nor length tells what is right; no answer of a
+training pair has more than one.
 
 A candidate's score is its win rate, the mean of P(it is better than the reference) over four
 reference answers to the same prompt, made as the candidates are but not among them: in both orders
@@ -21,8 +21,8 @@ sampled, and equal scores share it.
 The same models show what a cheaper verdict loses: on the pairs of the test, the accuracy by both
 orders, by one order, and by each response alone, next to its FLOPs.
 
-Each model is experiments/fit.py's own recipe. A model is one line of records/best-of-n.jsonl,
-written the moment it is judged, and never made again.
+Both contexts are trained by the recipe, at its rate, which was chosen for pairs. A model is one
+line of records/best-of-n.jsonl, written the moment it is judged, and never made again.
 """
 
 import argparse
@@ -178,10 +178,10 @@ def curves(scores: list[np.ndarray], kinds: list[list[str]]) -> Curves:
 
 
 class Worth(NamedTuple):
-    """Verdicts on pairs."""
+    """Verdicts on pairs; equal is half right."""
 
-    accuracy: float  # by both orders, or by the scores of each response alone; equal is half right
-    one_order: float  # of a row that is read in one order, the mean of the two; alone: the same
+    accuracy: float  # by both orders, or by the scores of each response alone
+    one_order: float  # by the row of one order, the mean of the two orders
     flops: float  # of a verdict by both orders or both responses, on average
 
 
@@ -190,7 +190,9 @@ def worth(judge: RewardModel, pairs: list[Pair]) -> Worth:
              for pair in pairs]
     both = one = 0.0
     for judged in judge.judge(items):
-        x, y = judged.log_odds[0, 1], judged.log_odds[1, 0]  # of the first response of a row
+        # x: log-odds of the chosen response where it stands first; y: of the rejected one where
+        # that does. Both orders are right if x > y; one is if x > 0, the other if y < 0.
+        x, y = judged.log_odds[0, 1], judged.log_odds[1, 0]
         both += share_right(x - y)
         one += (share_right(x) + share_right(-y)) / 2
 

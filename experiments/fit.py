@@ -160,7 +160,7 @@ def settings_of(cell: Cell, seed: int, rate: float, files: tuple[str, ...] = ())
     chosen = dict(train.recipe_for(config, cell.domain).settings)
     if cell.adapter != RECIPE:
         if chosen["adapter"] != cell.adapter and cell.adapter == "full":
-            chosen["freeze"] = 0
+            chosen["freeze"] = 0  # the recipe's frozen layers were meant for its own adapter
         chosen["adapter"] = cell.adapter
     if cell.freeze != RECIPE:
         chosen["freeze"] = cell.freeze
@@ -330,7 +330,7 @@ def run(cell: Cell, seed: int, rate: float, part: str = "test", files: tuple[str
         fitted = fit(cell, settings, pairs)
     except train.NotFinite as error:
         # Nothing is right: this rate will not be chosen, and the grid goes on.
-        nothing = dict.fromkeys(domains_of(cell), 0.0)
+        nothing = dict.fromkeys(data.DOMAINS if everywhere else domains_of(cell), 0.0)
         return record | {"accuracy": nothing, "steps": 0, "tokens": 0, "diverged": str(error)}
     seconds = time.perf_counter() - began
     fitted = to_judge(fitted, cell)

@@ -65,7 +65,7 @@ from tinyrm import Config, ModernBERT, PackedLayout, read_json  # noqa: E402
 # shown on the test, and the one that is best on the choosing pairs is named.
 LAMBDAS = (0.25, 1 / 3, 0.5, 0.75, 1.0)
 TIES_SCALES = (0.5, 1.0, 1.5, 2.0)  # of changes that are averaged, not added
-TIES_KEEP = 0.2  # share of the changes that TIES keeps (the paper's)
+TIES_KEEP = 0.2  # share of the changes that TIES keeps, as in its paper
 FROZEN = 1  # layers of the trunk
 PAIRS = 300  # of each specialist
 
@@ -173,6 +173,8 @@ def record(model: str, adapter: str, seed: int, rate: float, files: tuple[str, .
         settings = settings_of(cell, seed, rate, files)
         some = training_pairs(cell, seed, settings.data)
         experts[domain] = fit(cell, settings, some)
+        # what is merged is compared number by number: on one device, in one precision
+        experts[domain].model.to("cpu").set_compute_dtype(torch.float32)
         choose[domain] = sets_of(domain, settings.data).choose
         tests[domain] = sets_of(domain, settings.data).test
         prompts[domain] = [pair.prompt for pair in some]
@@ -251,28 +253,33 @@ def averages(start: ModernBERT, experts: dict[str, Fitted], choose: dict[str, li
     found = {"chosen": {}}
     for way, (scales, make) in ways.items():
         found[way] = [[scale, accuracies(make(scale), tests)] for scale in scales]
-        best = best_of(scales, lambda scale, make=make: mean_chosen(make(scale)))
+        best = best_scale(scales, lambda scale, make=make: mean_chosen(make(scale)))
         found["chosen"][way] = [best, dict(found[way])[best]]
 
-    # A scale for each specialist, in turn, from the best one for all: once round.
     each = [found["chosen"]["added"][0]] * len(models)
-    for place in range(len(models)):
-        def mean_with(scale, place=place, others=each):
-            return mean_chosen(added(start, models, with_place(others, place, scale)))
-
-        each = with_place(each, place, best_of(LAMBDAS, mean_with))
+    each = scale_for_each(each, lambda scales: mean_chosen(added(start, models, scales)))
     found["chosen"]["each"] = [each, accuracies(added(start, models, each), tests)]
     return found
 
 
-def best_of(scales: Iterable[float], worth: Callable[[float], float]) -> float:
-    """The scale of the highest worth; of equal ones the first, which is the smallest."""
-    return max(scales, key=worth)
+def best_scale(scales: Iterable[float], accuracy_at: Callable[[float], float]) -> float:
+    """The scale of the highest accuracy; of equal ones the first, which is the smallest."""
+    return max(scales, key=accuracy_at)
 
 
-def with_place(values: list[float], place: int, value: float) -> list[float]:
-    """A copy in which one value is another."""
-    return [*values[:place], value, *values[place + 1:]]
+def scale_for_each(scales: list[float],
+                   accuracy_at: Callable[[list[float]], float]) -> list[float]:
+    """One pass over the specialists: each in turn takes the scale of LAMBDAS that is best while the
+    others keep theirs."""
+    for place in range(len(scales)):
+        tried = {}
+        for scale in LAMBDAS:
+            changed = scales.copy()
+            changed[place] = scale
+            tried[scale] = accuracy_at(changed)
+        scales = scales.copy()
+        scales[place] = best_scale(tried, tried.get)
+    return scales
 
 
 def largest_gap(start: ModernBERT, experts: dict[str, Fitted], tests: dict[str, list[Pair]],

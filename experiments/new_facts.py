@@ -247,6 +247,7 @@ def make_record(job: Job, rate: float) -> dict:
     cell = Cell(MODEL, "reasoning", 0, **METHODS[job.method])
     settings = replace(fit.settings_of(cell, job.seed, rate), epochs=PASSES)
     fitted = fit.fit(cell, settings, pairs.train)
+    fitted.model.to("cpu").set_compute_dtype(torch.float32)  # as what it is held against
     before = tinyrm.load(folder).eval()
     changes = measure.changes(before, fitted.model, fitted.prompt_format, pairs.test[:100])
     return {

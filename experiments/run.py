@@ -7,9 +7,9 @@
 
 Groups:
     rates      the learning rate of each method: chosen at 300 pairs on the choosing words
-    claims     the five main contrasts, with 30, 100, 300 and 1,000 training pairs
+    claims     the main contrasts, with 30, 100, 300 and 1,000 training pairs
     freeze     the recipe's frozen layers, none, and two; full fine-tuning above frozen layers
-    sight      both responses seen, apart, or looking back alone: in training, judging, and both
+    sight      responses apart, in training, in judging, in both; looking back only
     prompt     other questions, other label words, another prompt in judging than in training
     causal     the instructed encoder and its causal twin; Ettin's encoders and decoders
     controls   random weights; as many tokens of text instead of instructions; another template
@@ -634,12 +634,13 @@ def show_merges(jobs: list[MergeJob], others: list[Job], records: dict[str, dict
         return
 
     ways = {"each specialist on its own": [record["alone"] for record in merges]}
-    for name, scales in (("added", merge.LAMBDAS), ("ties", merge.TIES_SCALES)):
+    for name, title, scales in (("added", "task arithmetic", merge.LAMBDAS),
+                                ("ties", "TIES", merge.TIES_SCALES)):
         for i, scale in enumerate(scales):
-            ways[f"{name}, scale {scale:.2f}"] = [record[name][i][1] for record in merges]
-    for name, words in (("added", "added, scale chosen"),
-                        ("each", "added, a scale for each chosen"),
-                        ("ties", "ties, scale chosen")):
+            ways[f"{title}, scale {scale:.2f}"] = [record[name][i][1] for record in merges]
+    for name, words in (("added", "task arithmetic, scale chosen"),
+                        ("each", "task arithmetic, one scale a specialist, chosen"),
+                        ("ties", "TIES, scale chosen")):
         ways[words] = [record["chosen"][name][1] for record in merges]
     ways["shared trunk, routed by the prompt"] = [record["routed"] for record in merges]
     ways["the router alone, right"] = [record["router"] for record in merges]
@@ -782,6 +783,20 @@ def all_methods(models: list[str]) -> dict[str, str]:
     return methods
 
 
+def decide_family(family: list[Comparison], domains: list[str], files: tuple[str, ...],
+                  records: dict[str, dict], rates: dict[str, float]) -> list[Line]:
+    """The verdicts of a whole family. They depend on all of it, so the records of models that the
+    command does not name are looked at too."""
+    methods = methods_of({"": family}, [])
+    models = list(dict.fromkeys(methods.values()))
+    every_record = {}
+    for model in models:
+        every_record.update(read_records(model, files, only_look=True))
+    every_record.update(records)
+    every_rate = chosen_rates(every_record, rate_jobs(models, domains, set(methods)))
+    return decide(family, every_record, every_rate | rates)
+
+
 def main(argv: list[str] | None = None) -> None:
     flags = parse(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -816,7 +831,6 @@ def main(argv: list[str] | None = None) -> None:
         left = 0
     left -= make_missing(trials, records, files, flags.jobs, left)
     rates = chosen_rates(records, trials)
-
     if flags.dry_run:
         show_plan("rates", trials, records)
     for group, compared in families.items():
@@ -826,8 +840,8 @@ def main(argv: list[str] | None = None) -> None:
             continue
         left -= make_missing(jobs, records, files, flags.jobs, left, tuple(flags.benchmarks))
         family = whole_family(group, compared, flags.domain)
-        lines = [line for line in decide(family, records, rates) if line.comparison in compared]
-        show(lines, group, len(family))
+        lines = decide_family(family, flags.domain, files, records, rates)
+        show([line for line in lines if line.comparison in compared], group, len(family))
         if group == "claims":
             show_elsewhere(flags.model, flags.domain, records, rates)
     if flags.dry_run:

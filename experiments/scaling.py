@@ -3,15 +3,17 @@ training, and with parameters; for encoders and for their causal twins.
 
     python experiments/scaling.py                                  nano-instruct and its twin
     python experiments/scaling.py --model ettin-17m ettin-32m ettin-decoder-17m ettin-decoder-32m
-    python experiments/scaling.py --domain reasoning
+    python experiments/scaling.py --model large --domain reasoning    # as run.py was given them
 
 It trains nothing: it reads the runs of the usual way (the cloze, DoRA above frozen layers) that
-`run.py claims --model ...` and `run.py causal --model ...` made. The error is 1 - accuracy, the
-mean over the domains. A law is error = a x^-b; b has a 95 % bootstrap interval over the seeds,
-which says nothing about whether a power law is the right form.
+`run.py claims --model ...` and `run.py causal --model ...` made, with the same --domain and --data.
+The error is 1 - accuracy, the mean over the domains. A law is error = a x^-b; b has a 95 %
+bootstrap interval over the seeds, which says nothing about whether a power law is the right form.
+Fewer pairs get more passes (fit.PASSES), so the law over pairs is not the law at one pass.
 
 The FLOPs of training are three forward passes' worth of products for each token, two FLOPs for a
-multiply-add; attention, and what frozen layers save, are left out.
+multiply-add; attention, and what frozen layers save, are left out. The parameters are all of them,
+embeddings included; the FLOPs are of the layers alone.
 """
 
 import argparse
@@ -51,7 +53,7 @@ class Size(NamedTuple):
     flops_of_token: int  # forward, the products of the layers
 
 
-def size_of(model: str) -> Size:
+def size_of_model(model: str) -> Size:
     """What a model's files say."""
     folder = fit.folder_of(model)
     config = read_json(folder / "config.json")
@@ -73,7 +75,7 @@ def parameters_in(folder: Path) -> int:
 def points_of(model: str, domains: list[str], records: dict[str, dict],
               rates: dict[str, float]) -> list[Point]:
     """A point for each budget and seed of which all domains have runs."""
-    size, points = size_of(model), []
+    size, points = size_of_model(model), []
     for pairs in run.BUDGETS:
         for seed in range(1, run.MAIN_SEEDS + 1):
             found = []
@@ -176,7 +178,7 @@ def twins_of(models: list[str]) -> list[tuple[str, str]]:
         (encoder,), twin = contrast.models, contrast.b["model"]
         if encoder in models and twin in models:
             found.append((encoder, twin))
-    return sorted(found, key=lambda pair: size_of(pair[0]).parameters)
+    return sorted(found, key=lambda pair: size_of_model(pair[0]).parameters)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -198,8 +200,8 @@ def main(argv: list[str] | None = None) -> None:
     for model in flags.model:
         points.extend(points_of(model, flags.domain, records, rates))
     if not points:
-        raise ValueError(f"no runs of {', '.join(flags.model)} yet: python experiments/run.py "
-                         f"claims --model {' '.join(flags.model)}")
+        raise ValueError(f"no runs of {', '.join(flags.model)} yet, with this --domain and --data: "
+                         f"python experiments/run.py claims --model {' '.join(flags.model)}")
     show_points(points)
     show_laws(points)
     show_twins(points, twins_of(flags.model))

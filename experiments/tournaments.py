@@ -5,9 +5,9 @@
     python experiments/tournaments.py runs/PAIR my.jsonl --candidates 8 16 32 64 --prompts 20
 
 The candidates for a prompt are its two responses and those of other pairs, drawn by the seed. With
-`nano` they are those of best_of_n.py, whose truth is known: one in sixteen is right, the others are
-wrong in several ways. A model of context "pair" compares all of them once. From this table each way
-of ranking takes what it asks for:
+`nano` they are those of best_of_n.py, whose truth is known: one in sixteen is right (at least one),
+the others are wrong in several ways. A model of context "pair" compares all of them once. From this
+table each way of ranking takes what it asks for:
 
     all pairs    k (k - 1) / 2 comparisons, each with each
     tournament   what evaluate.RewardModel.rank does with many: log2(k) rounds of k / 2
@@ -16,9 +16,9 @@ of ranking takes what it asks for:
 A model of context "single" scores each response once: k rows, where a comparison is two.
 
 Columns: rows that the model reads; how often the best of all pairs comes first; the rank
-correlation (Spearman's) with all pairs, whose first model of context "pair" is meant; how often the
-pair's own better response (of nano's candidates a right one) comes first. --keep writes them to
-experiments/records/tournaments.jsonl, from which notebook 06 draws.
+correlation (Spearman's) with all pairs (both by the first model that is named); how often the
+pair's chosen response, or of nano's candidates a right one, comes first. --keep writes them to
+experiments/records/tournaments.jsonl, from which notebook 08 draws.
 """
 
 import argparse
@@ -42,6 +42,12 @@ from infra.sources import load_sets  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
 
 RECORDS = Path(__file__).resolve().parent / "records/tournaments.jsonl"
+
+
+def key_of(record: dict) -> tuple[str, int, str]:
+    """(the candidates' source, how many, the way to rank): the last record of a key counts."""
+    return record["data"], record["candidates"], record["way"]
+
 
 # ---------------------------------------------------------------------------------- what is ranked
 
@@ -252,8 +258,11 @@ def main(argv: list[str] | None = None):
         show(count, lines)
         if flags.keep:
             for name, line in lines.items():
-                append_record(RECORDS, {"candidates": count, "prompts": flags.prompts,
-                                        "seed": flags.seed, "way": name, **line._asdict()})
+                way, model = name.split(", ", 1)
+                append_record(RECORDS, {
+                    "data": " ".join(files), "candidates": count, "way": way, "model": model,
+                    "weights": judges[model].about["weights"], "prompts": flags.prompts,
+                    "seed": flags.seed, **line._asdict()})
 
 
 if __name__ == "__main__":

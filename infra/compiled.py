@@ -2,12 +2,12 @@
 
 What is compiled are plain functions of tinyrm.py and dora.py, and nothing around them: chains of
 operations on every number of an activation, which move many bytes and compute little. Each becomes
-one kernel, or a few. Whole layers are not compiled: the copies of weights that they keep look at
-versions.
+one kernel, or a few. Whole layers are not compiled: they keep copies of weights and hold them
+against the weights' versions, which torch.compile does not follow.
 
-The results differ from those of the plain functions by rounding, and a run that was resumed from
-those of one that was not: torch writes a kernel for the sizes that it meets first. It is off by
-default: no GPU has measured it yet, and on a processor products take most of the time.
+The results differ from those of the plain functions by rounding. So does a resumed run from an
+unbroken one: torch compiles for the sizes that it meets first. It is off by default: no GPU has
+measured it yet, and on a processor products take most of the time.
 """
 
 import os
@@ -79,12 +79,15 @@ def compiled(function: Callable) -> Callable:
         try:
             return fast(*arguments)
         except TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"--compile: torch cannot compile {function.__name__} here "
-                             f"({reason[:200]}): leave --compile out (a run that began with it "
-                             "needs what is missing)") from None
+            raise cannot_compile(function.__name__, error) from None
 
     return call
+
+
+def cannot_compile(name: str, error: Exception) -> ValueError:
+    reason = str(error).strip().splitlines()[0]
+    return ValueError(f"--compile: torch cannot compile {name} here ({reason[:200]}): leave "
+                      "--compile out (a run that began with it needs what is missing)")
 
 
 @cache
@@ -97,4 +100,7 @@ def check_compiles(device: str) -> None:
     angle = torch.randn(5, 1, 4, device=device)
     with compiled_functions(True):
         turned = tinyrm.rotate(x, angle.cos(), angle.sin())
-    turned.sum().backward()
+    try:
+        turned.sum().backward()  # torch may compile the backward pass only now
+    except RuntimeError as error:
+        raise cannot_compile("the gradient of rotate", error) from None

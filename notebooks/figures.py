@@ -575,9 +575,11 @@ def best_of(panels: dict[str, list[Series]]):
     which the best is chosen."""
     fig, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels) + 1, 3), squeeze=False)
     for ax, (title, lines) in zip(axes[0], panels.items(), strict=True):
-        for line, colour, mark in zip(lines, PALETTE, MARKS, strict=False):
+        few = slice(len(lines))  # more lines than colours are an error
+        for line, colour, mark in zip(lines, PALETTE[few], MARKS[few], strict=True):
             mean, half = np.array(line.mean), np.nan_to_num(line.half)
-            ax.fill_between(line.x, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
+            low, high = np.clip([mean - half, mean + half], 0, 1)
+            ax.fill_between(line.x, low, high, color=colour, alpha=0.15, lw=0)
             ax.plot(line.x, mean, color=colour, marker=mark, mfc="white", ms=4, label=line.name)
         ax.set_xscale("log", base=2)
         ax.set(title=title, xlabel="N, the best of which is chosen", ylim=(0, 1.02))
@@ -606,10 +608,11 @@ def accuracy_against_cost(panels: dict[str, list[CostDot]], xlabel: str, ylabel:
     which no accuracy was measured."""
     fig, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3), squeeze=False)
     for ax, (title, dots) in zip(axes[0], panels.items(), strict=True):
-        for dot, colour, mark in zip(dots, PALETTE, MARKS, strict=False):
-            ax.errorbar(dot.cost, dot.mean, dot.half, color=colour, fmt=mark, mfc="white", lw=2)
-            ax.annotate(dot.name, (dot.cost, dot.mean), (7, 4), color=ink(colour),
-                        textcoords="offset points", fontsize=8)
+        few = slice(len(dots))  # more dots than colours are an error
+        for dot, colour, mark in zip(dots, PALETTE[few], MARKS[few], strict=True):
+            low, high = np.clip([dot.mean - dot.half, dot.mean + dot.half], 0, 1)
+            ax.plot([dot.cost, dot.cost], [low, high], color=colour, lw=2)
+            ax.plot(dot.cost, dot.mean, mark, color=colour, mfc="white", label=dot.name)
         for name, cost in marks.items():
             ax.axvline(cost, color=GREY, ls="--", lw=1)
             ax.annotate(name, (cost, 0.03), (-3, 0), color=GREY, ha="right", rotation=90,
@@ -621,6 +624,7 @@ def accuracy_against_cost(panels: dict[str, list[CostDot]], xlabel: str, ylabel:
         else:
             nothing_yet(ax)
         ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     plt.show()
 
 

@@ -1048,7 +1048,8 @@ def test_merges_are_shown_next_to_training_on_all_at_once(merged, capsys):
     records = {jobs[0].key: merged, others[0].key: {"accuracy": dict.fromkeys(DOMAINS, 0.625)}}
     run.show_merges(jobs, others, records)
     printed = capsys.readouterr().out
-    for way in ("added, scale 0.50", "ties, scale 1.50", "added, a scale for each chosen",
+    for way in ("task arithmetic, scale 0.50", "TIES, scale 1.50",
+                "task arithmetic, one scale a specialist, chosen",
                 "shared trunk, routed by the prompt"):
         assert f"| {way} |" in printed
     assert "(seeds: 1) | 0.625 ± nan | 0.625 ± nan | 0.625 ± nan |" in printed

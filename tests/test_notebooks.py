@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXPECTED = "cloze modernbert dora train_and_judge claims open_questions your_own_pairs".split()
+EXPECTED = ("cloze modernbert dora train_and_judge claims open_questions your_own_pairs "
+            "mechanisms").split()
 CELLS, WORDS = 20, 500  # at most, in a notebook; the words are those of its markdown
 
 

@@ -64,7 +64,7 @@ def test_the_twins_are_those_of_the_contrasts():
 
 def test_a_size_is_what_the_files_say():
     model = tinyrm.load(ROOT / "nano")
-    size = scaling.size_of("nano")
+    size = scaling.size_of_model("nano")
     assert size.parameters == sum(p.numel() for p in model.parameters())
     # every matrix of a layer multiplies each token once
     in_layers = [p.numel() for layer in model.model.layers for p in layer.parameters()
@@ -83,10 +83,10 @@ def test_a_point_needs_all_domains():
     assert scaling.points_of("nano", ["chat", "safety"], records, rates) == []
     (point,) = scaling.points_of("nano", ["chat"], records, rates)
     assert (point.pairs, point.seed, point.error) == (30, 1, 0.25)
-    assert point.flops == 3 * 1000 * scaling.size_of("nano").flops_of_token
+    assert point.flops == 3 * 1000 * scaling.size_of_model("nano").flops_of_token
 
 
 def test_without_runs_it_says_how_to_make_them(monkeypatch):
     monkeypatch.setattr(run, "read_records", lambda *args, **names: {})
-    with pytest.raises(ValueError, match="no runs of nano yet: python experiments/run.py claims"):
+    with pytest.raises(ValueError, match="no runs of nano yet.*: python experiments/run.py claims"):
         scaling.main(["--model", "nano"])

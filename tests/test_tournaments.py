@@ -112,7 +112,8 @@ def test_the_table_has_a_line_for_each_way_and_model(tiny, tmp_path, capsys, mon
                       "--device", "cpu", "--keep"])
     kept = [json.loads(line) for line in (tmp_path / "tournaments.jsonl").read_text().splitlines()]
     assert [one["candidates"] for one in kept] == [4] * 4 + [9] * 4
-    assert kept[-1]["way"] == f"single, {single}" and kept[-1]["rows"] == [9] * 3
+    assert tournaments.key_of(kept[-1]) == (str(file), 9, "single")
+    assert kept[-1]["model"] == str(single) and kept[-1]["rows"] == [9] * 3
     printed = capsys.readouterr().out
     for count in (4, 9):
         table = printed.split(f"\n{count} candidates, 3 prompts")[1].split("\n\n")[0]
