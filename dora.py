@@ -180,6 +180,7 @@ def column_dots(g: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> torch.T
 
 
 def column_dots_at_once(g, y, dtype):
+    """Of g and y (N, out) the sum over N of their products: (out,)"""
     return torch.linalg.vecdot(g.to(dtype), y.to(dtype), dim=0)
 
 

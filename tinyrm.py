@@ -345,11 +345,12 @@ class Norm(nn.LayerNorm):
 
     def forward(self, x):
         """x (N, D) -> (N, D)"""
-        return normed(x, self.weight, self.eps, self.compute_dtype or x.dtype)
+        dtype = x.dtype if self.compute_dtype is None else self.compute_dtype
+        return normed(x, self.weight, self.eps, dtype)
 
 
 def normed(x, weight, eps, dtype):
-    """Computed in the precision of x, then rounded to `dtype`."""
+    """x (N, D), weight (D,) -> (N, D): computed in the precision of x, then rounded to `dtype`."""
     return F.layer_norm(x, weight.shape, weight, None, eps).to(dtype)
 
 
@@ -707,7 +708,7 @@ class GeGLU(torch.autograd.Function):
 
 
 def geglu_gradient(grad, ab):
-    """Of plain_geglu: grad (N, FF), ab (N, 2 FF) -> (N, 2 FF)"""
+    """The gradient of plain_geglu by ab: grad (N, FF), ab (N, 2 FF) -> (N, 2 FF)"""
     a, b = ab.chunk(2, dim=-1)
     grad_a = torch.ops.aten.gelu_backward(grad * b, a)  # what autograd calls, too
     grad_b = grad * F.gelu(a)

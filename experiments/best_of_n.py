@@ -193,8 +193,8 @@ def worth(judge: RewardModel, pairs: list[Pair]) -> Worth:
         # x: log-odds of the chosen response where it stands first; y: of the rejected one where
         # that does. Both orders are right if x > y; one is if x > 0, the other if y < 0.
         x, y = judged.log_odds[0, 1], judged.log_odds[1, 0]
-        both += share_right(x - y)
-        one += (share_right(x) + share_right(-y)) / 2
+        both += credit(x - y)
+        one += (credit(x) + credit(-y)) / 2
 
     rows = rows_of(judge.prompt_format, pairs)
     sizes = [len(row.tokens) for row in rows]
@@ -202,8 +202,8 @@ def worth(judge: RewardModel, pairs: list[Pair]) -> Worth:
     return Worth(both / len(items), one / len(items), of_all / len(items))
 
 
-def share_right(log_odds: float) -> float:
-    """How right a verdict is that is right where log-odds are above 0."""
+def credit(log_odds: float) -> float:
+    """1 for a verdict whose log-odds are on the right side, that is above 0; 1/2 for none."""
     if log_odds == 0:
         return 0.5
     return float(log_odds > 0)

@@ -123,7 +123,7 @@ def test_a_verdict_by_one_order_and_by_both():
 
 
 def test_equal_log_odds_are_half_right():
-    assert [best_of_n.share_right(x) for x in (1.0, 0.0, -1.0)] == [1.0, 0.5, 0.0]
+    assert [best_of_n.credit(x) for x in (1.0, 0.0, -1.0)] == [1.0, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("context", ["pair", "single"])

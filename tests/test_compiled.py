@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 from oracles import random_rows
-from test_machine import stop_after
+from test_machine import stopped_run
 
 import dora
 import evaluate
@@ -94,10 +94,7 @@ def test_a_run_and_its_judge_name_what_is_compiled_and_keep_it(flags, tmp_path, 
         return train_step(*args)
 
     monkeypatch.setattr(train, "train_step", watched)
-    with monkeypatch.context() as patch:
-        stop_after(3, patch)
-        with pytest.raises(SystemExit):
-            train.main(flags(compile=True))
+    stopped_run(flags(compile=True), tmp_path, monkeypatch)
     train.main(["--resume", str(tmp_path / "run")])
     assert seen == [True] * 6 and not are_compiled()
     record = json.loads((tmp_path / "run/run.json").read_text())
@@ -111,11 +108,7 @@ def test_a_run_and_its_judge_name_what_is_compiled_and_keep_it(flags, tmp_path, 
 
 
 def test_a_run_of_before_there_was_the_flag_goes_on_without(flags, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_after(3, patch)
-        with pytest.raises(SystemExit):
-            train.main(flags())
-    file = tmp_path / "run/run.json"
+    file = stopped_run(flags(), tmp_path, monkeypatch)
     record = json.loads(file.read_text())
     del record["settings"]["compile"]
     file.write_text(json.dumps(record))

@@ -812,6 +812,14 @@ def made(bench) -> Made:
     return Made(compared, records, rates)
 
 
+def test_a_verdict_does_not_depend_on_the_models_that_a_command_names(bench):
+    """The correction is for the whole family, so the runs of its other models count too."""
+    run.main(["one", "--model", *run.ON_NANO])
+    family = run.comparisons("one", run.ON_NANO, list(DOMAINS))
+    lines = run.decide_family(family, list(DOMAINS), (), {}, {})
+    assert [line.effect.n for line in lines] == [2, 2]
+
+
 def test_both_sides_of_a_contrast_have_their_budgets(made):
     (line,) = run.decide(*made)
     assert line.a.budget == line.b.budget == (30, 24.0)

@@ -103,6 +103,15 @@ def settings_in_steps(monkeypatch):
     return seen
 
 
+def stopped_run(argv, tmp_path, monkeypatch):
+    """The run.json of a run of six steps that was stopped after three."""
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(SystemExit):
+            train.main(argv)
+    return tmp_path / "run/run.json"
+
+
 def stop_after(steps, monkeypatch):
     """train.main ends with a KeyboardInterrupt in the step after, with all before saved."""
     logged, log = [], train.RunFolder.log
@@ -119,11 +128,7 @@ def stop_after(steps, monkeypatch):
 
 def test_a_run_that_goes_on_computes_as_it_began(flags, tmp_path, quick_onednn, settings_in_steps,
                                                  monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_after(3, patch)
-        with pytest.raises(SystemExit):
-            train.main(flags())
-    record = json.loads((tmp_path / "run/run.json").read_text())
+    record = json.loads(stopped_run(flags(), tmp_path, monkeypatch).read_text())
     assert record["products"] == "onednn" and record["device"].endswith(ONE_DNN.reason)
 
     # the machine is busy now, and would choose otherwise
@@ -136,11 +141,7 @@ def test_a_run_that_goes_on_computes_as_it_began(flags, tmp_path, quick_onednn, 
 
 @pytest.mark.parametrize("products", [None, "MKL"])
 def test_a_run_whose_products_are_damaged_is_refused(flags, tmp_path, monkeypatch, products):
-    with monkeypatch.context() as patch:
-        stop_after(3, patch)
-        with pytest.raises(SystemExit):
-            train.main(flags())
-    file = tmp_path / "run/run.json"
+    file = stopped_run(flags(), tmp_path, monkeypatch)
     record = json.loads(file.read_text())
     file.write_text(json.dumps(record | {"products": products}))
     with pytest.raises(ValueError, match="products is damaged"):
@@ -150,11 +151,7 @@ def test_a_run_whose_products_are_damaged_is_refused(flags, tmp_path, monkeypatc
 @pytest.fixture
 def half_a_run(flags, tmp_path, quick_onednn, monkeypatch):
     """The run.json of a run that stopped after three steps, with oneDNN's products."""
-    with monkeypatch.context() as patch:
-        stop_after(3, patch)
-        with pytest.raises(SystemExit):
-            train.main(flags())
-    return tmp_path / "run/run.json"
+    return stopped_run(flags(), tmp_path, monkeypatch)
 
 
 def test_a_run_does_not_go_on_where_its_products_round_to_bf16(half_a_run, monkeypatch):
