@@ -123,8 +123,15 @@ def how_to_make(model: str) -> str:
         return f"{command} --instruct nano --no-tasks --out runs/nano-text"
     if model == "nano-cls":
         return f"{command} --instruct nano --head cls --out runs/nano-cls"
-    width = model.removeprefix("nano-")
-    return f"{command} --width {width} --out runs/{model}"
+    # nano of another width: nano-64, and what comes of it: nano-instruct-64, nano-causal-64
+    kind, _, width = model.rpartition("-")
+    if kind == "nano":
+        return f"{command} --width {width} --out runs/{model}"
+    plain, flag = f"nano-{width}", ""
+    if kind == "nano-causal":
+        plain, flag = f"nano-{width}-causal", " --causal"
+    return (f"{command} --width {width}{flag} --out runs/{plain}, then "
+            f"{command} --instruct runs/{plain} --out runs/{model}")
 
 
 def is_random(model: str) -> bool:

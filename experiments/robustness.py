@@ -1,7 +1,7 @@
-"""What nano's specialists score on the test, and whether accuracy falls with idle talk or with more
-turns.
+"""What nano's specialists score on the test, and whether accuracy falls with idle talk, with more
+turns, or with what the answer of a conversation hangs on.
 
-    python experiments/robustness.py                         # three seeds of each domain
+    python experiments/robustness.py                         # eight seeds of each domain
     python experiments/robustness.py --seeds 1 --model nano  # one seed of another encoder
 
 Each run is train.py's own recipe on the 1,000 training pairs. In the columns "idle on ..." the
@@ -40,20 +40,22 @@ def with_idle_talk(pairs: list[Pair], sides: tuple[str, ...]) -> list[Pair]:
     return [pair._replace(**row) for pair, row in zip(pairs, changed, strict=True)]
 
 
-def by_turns(pairs: list[Pair]) -> dict[str, list[Pair]]:
-    """Conversations by their number of turns ("persona, 2 turns" is a subset)."""
-    groups = {}
+def of_conversations(pairs: list[Pair]) -> dict[str, dict[str, list[Pair]]]:
+    """Conversations by what their answer hangs on and by their number of turns ("persona, 2 turns"
+    is a subset)."""
+    groups = {"what the answer hangs on": {}, "turns": {}}
     for pair in pairs:
-        turns = pair.subset.partition(", ")[2]
-        groups.setdefault(turns, []).append(pair)
-    return dict(sorted(groups.items()))
+        kind, _, turns = pair.subset.partition(", ")
+        groups["what the answer hangs on"].setdefault(kind, []).append(pair)
+        groups["turns"].setdefault(turns, []).append(pair)
+    return {name: dict(sorted(found.items())) for name, found in groups.items()}
 
 
 class Specialist(NamedTuple):
     """Accuracies on the test, by the column of a table."""
 
     columns: dict[str, float]
-    turns: dict[str, float]  # of conversations
+    conversations: dict[str, dict[str, float]]  # table -> column -> accuracy
 
 
 def judge(model: ModernBERT, prompt_format: PromptFormat, domain: str) -> Specialist:
@@ -63,11 +65,12 @@ def judge(model: ModernBERT, prompt_format: PromptFormat, domain: str) -> Specia
         changed = with_idle_talk(test, sides)
         columns[f"idle on {name}"] = fit.accuracy(model, prompt_format, changed)
 
-    turns = {}
+    conversations = {}
     if domain == "chat":
-        for name, pairs in by_turns(test).items():
-            turns[name] = fit.accuracy(model, prompt_format, pairs)
-    return Specialist(columns, turns)
+        for table, groups in of_conversations(test).items():
+            conversations[table] = {name: fit.accuracy(model, prompt_format, pairs)
+                                    for name, pairs in groups.items()}
+    return Specialist(columns, conversations)
 
 
 def before(model: str, domain: str) -> Specialist:
@@ -100,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano-instruct", help="an encoder of nano's")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=8)
     flags = parser.parse_args(argv)
     if flags.seeds < 1:
         raise ValueError(f"--seeds {flags.seeds}: give 1 or more")
@@ -123,9 +126,9 @@ def main(argv: list[str] | None = None) -> None:
     specialist = after(fresh, 1, FULL_RATE)
     print(f"| reasoning, fresh weights | {cells_of([specialist.columns])} |", flush=True)
 
-    names = list(of_chat[0].turns)
-    print(f"\n| chat, after | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
-    print(f"| test | {cells_of([one.turns for one in of_chat])} |")
+    for table, columns in of_chat[0].conversations.items():
+        print(f"\n| chat, by {table} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+        print(f"| after | {cells_of([one.conversations[table] for one in of_chat])} |")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ from infra.stopping import exit_code_of  # noqa: E402
 RECORDS = ROOT / "experiments/records"  # the folder of MODEL.jsonl
 BUDGETS = tuple(PASSES)  # training pairs of a domain
 ON_NANO = ["nano", "nano-instruct"]
+NANO_WIDTHS = (64,)  # of smaller encoders and twins; those that are shipped have 128
 
 # ----------------------------------------------------------------------------------- the contrasts
 
@@ -160,6 +161,10 @@ for large in ("large", "large-instruct", "base"):
     GROUPS["freeze"].append(Contrast("the domain's own recipe against DoRA and freezing in all",
                                      OWN_RECIPE, {}, budgets=(1000,), models=(large,)))
 
+for width in NANO_WIDTHS:
+    GROUPS["causal"].append(
+        Contrast("both directions against one", {}, {"model": f"nano-causal-{width}"},
+                 budgets=(100,), models=(f"nano-instruct-{width}",)))
 for size in ("17m", "32m", "68m", "150m", "400m", "1b"):
     GROUPS["causal"].append(
         Contrast("both directions against one", {}, {"model": f"ettin-decoder-{size}"},
@@ -523,11 +528,13 @@ class Line(NamedTuple):
 
 
 def whole_family(group: str, compared: list[Comparison], domains: list[str]) -> list[Comparison]:
-    """All comparisons of a group, whatever budgets were asked for: on both encoders of nano's if
-    these are on them, else on the models of these."""
-    models = list(dict.fromkeys(comparison.model for comparison in compared))
-    if set(models) <= set(ON_NANO):
-        models = ON_NANO
+    """All comparisons of a group, whatever budgets were asked for: on these models and, if they are
+    nano's, on all of nano's that it is meant for."""
+    models = [comparison.model for comparison in compared]
+    if all(is_nano(model) for model in models):
+        named = [name for contrast in GROUPS[group] for name in contrast.models if is_nano(name)]
+        models = [*ON_NANO, *named, *models]
+    models = list(dict.fromkeys(models))
     return comparisons(group, models, domains)
 
 

@@ -1,7 +1,7 @@
 """How accuracy grows (the paper's third open question): with training pairs, with the FLOPs of
 training, and with parameters; for encoders and for their causal twins.
 
-    python experiments/scaling.py                                  nano-instruct and its twin
+    python experiments/scaling.py                       the instructed encoders of nano, and twins
     python experiments/scaling.py --model ettin-17m ettin-32m ettin-decoder-17m ettin-decoder-32m
     python experiments/scaling.py --model large --domain reasoning    # as run.py was given them
 
@@ -17,22 +17,31 @@ embeddings included; the FLOPs are of the layers alone.
 """
 
 import argparse
-import json
-import math
-import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
+from tokenizers import Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "nano")]
+import make  # noqa: E402
+
 import data  # noqa: E402
 from experiments import fit, run, stats  # noqa: E402
+from experiments.causal import CausalModernBERT  # noqa: E402
 from experiments.fit import Cell  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
 from tinyrm import read_json  # noqa: E402
 
 # ------------------------------------------------------------------------------------- the points
+
+
+NANOS = ["nano-instruct", "nano-causal"]
+for width in run.NANO_WIDTHS:
+    NANOS += [f"nano-instruct-{width}", f"nano-causal-{width}"]
 
 
 class Point(NamedTuple):
@@ -54,22 +63,25 @@ class Size(NamedTuple):
 
 
 def size_of_model(model: str) -> Size:
-    """What a model's files say."""
-    folder = fit.folder_of(model)
-    config = read_json(folder / "config.json")
-    width, inner = config["hidden_size"], config["intermediate_size"]
-    of_layer = 4 * width * width + 3 * width * inner  # Wqkv and Wo of attention; Wi and Wo
-    return Size(fit.architecture_of(folder) == fit.CAUSAL, parameters_in(folder),
-                2 * config["num_hidden_layers"] * of_layer)
+    """What a model's config.json says; no weight is read."""
+    raw = config_of(model)
+    model_class = make.class_of(raw)
+    with torch.device("meta"):  # shapes without numbers
+        shape = model_class(model_class.config_class.from_json(raw))
+    parameters = sum(weight.numel() for weight in shape.parameters())
+    in_layers = sum(weight.numel() for weight in shape.model.layers.parameters()
+                    if weight.ndim == 2)
+    # a matrix of a layer multiplies each token once
+    return Size(model_class is CausalModernBERT, parameters, 2 * in_layers)
 
 
-def parameters_in(folder: Path) -> int:
-    """The numbers in a model.safetensors, by its header: no weight is read."""
-    with open(folder / "model.safetensors", "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return sum(math.prod(tensor["shape"]) for tensor in header.values())
+def config_of(model: str) -> dict:
+    """The config.json of a model. One of nano's other widths need not have been made here."""
+    if run.is_here(model) or not fit.is_nano(model):
+        return read_json(fit.folder_of(model) / "config.json")
+    kind, _, width = model.rpartition("-")
+    tokenizer = Tokenizer.from_file(str(ROOT / "nano/tokenizer.json"))
+    return make.config_of(tokenizer, kind == "nano-causal", int(width))
 
 
 def points_of(model: str, domains: list[str], records: dict[str, dict],
@@ -184,7 +196,7 @@ def twins_of(models: list[str]) -> list[tuple[str, str]]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=["nano-instruct", "nano-causal"],
+    parser.add_argument("--model", nargs="+", default=NANOS,
                         help="names as run.py takes them")
     parser.add_argument("--domain", nargs="+", default=list(data.DOMAINS),
                         choices=list(data.DOMAINS))

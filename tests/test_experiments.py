@@ -228,20 +228,23 @@ def test_idle_talk_is_put_on_the_sides_that_are_named():
             assert has_talk(pair.rejected) == (name in ("wrong", "both"))
 
 
-def test_conversations_by_their_turns_are_all_conversations():
+def test_conversations_are_in_one_group_of_each_table():
     test = fit.sets_of("chat", ("nano",)).test
-    groups = robustness.by_turns(test)
-    assert list(groups) == ["1 turn", "2 turns", "3 turns", "4 turns"]
-    assert sum(len(pairs) for pairs in groups.values()) == len(test)
+    tables = robustness.of_conversations(test)
+    assert list(tables["turns"]) == ["1 turn", "2 turns", "3 turns", "4 turns"]
+    assert list(tables["what the answer hangs on"]) == ["earlier", "persona", "plain", "refer"]
+    for groups in tables.values():
+        assert sum(len(pairs) for pairs in groups.values()) == len(test)
 
 
 def test_the_table_of_a_specialist_is_complete(small, monkeypatch, capsys):
     monkeypatch.setitem(fit.PASSES, 1000, 0.02)  # a step
     robustness.main(["--seeds", "2", "--model", "nano"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in lines if ", " in line] == [
-        "| reasoning, before", "| reasoning, after", "| safety, before", "| safety, after",
-        "| chat, before", "| chat, after", "| reasoning, fresh weights", "| chat, after"]
+    assert [line.split(" | ")[0] for line in lines if line and "---" not in line] == [
+        "| nano", "| reasoning, before", "| reasoning, after", "| safety, before",
+        "| safety, after", "| chat, before", "| chat, after", "| reasoning, fresh weights",
+        "| chat, by what the answer hangs on", "| after", "| chat, by turns", "| after"]
     assert lines[3].count("±") == 4
 
 
@@ -373,6 +376,12 @@ def test_a_run_without_numbers_is_a_record_and_no_end(small, monkeypatch):
 def test_an_encoder_that_was_not_made_says_how_to_make_it():
     with pytest.raises(ValueError, match=r"nano-97 is not there.*make\.py --width 97 --out .*-97"):
         fit.folder_of("nano-97")
+    with pytest.raises(ValueError, match=r"--width 97 --causal --out runs/nano-97-causal, then "
+                                         r".*--instruct runs/nano-97-causal --out .*-causal-97"):
+        fit.folder_of("nano-causal-97")
+    with pytest.raises(ValueError, match=r"--width 97 --out runs/nano-97, then .*"
+                                         r"--instruct runs/nano-97 --out runs/nano-instruct-97"):
+        fit.folder_of("nano-instruct-97")
 
 
 # --- its pairs -------------------------------------------------------------------------------
@@ -501,6 +510,15 @@ def test_a_verdict_is_corrected_for_the_whole_group(models, budgets):
     family = run.whole_family("claims", compared, list(DOMAINS))
     assert family == run.comparisons("claims", run.ON_NANO, list(DOMAINS))
     assert all(comparison in family for comparison in compared)
+
+
+@pytest.mark.parametrize("model", ["nano-instruct", "nano-instruct-64"])
+def test_sizes_of_nano_are_one_family(model):
+    compared = run.comparisons("causal", [model], list(DOMAINS))
+    family = run.whole_family("causal", compared, list(DOMAINS))
+    assert [(one.model, one.pairs) for one in family] == [
+        ("nano-instruct", 30), ("nano-instruct", 100), ("nano-instruct", 300),
+        ("nano-instruct", 1000), ("nano-instruct-64", 100)]
 
 
 def test_a_contrast_may_be_for_some_domains(monkeypatch):

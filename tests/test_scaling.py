@@ -60,6 +60,8 @@ def test_from_which_size_the_twin_is_level(of_the_larger, sentence, capsys):
 
 def test_the_twins_are_those_of_the_contrasts():
     assert scaling.twins_of(["nano-instruct", "nano"]) == []
+    assert scaling.twins_of(scaling.NANOS) == [("nano-instruct-64", "nano-causal-64"),
+                                               ("nano-instruct", "nano-causal")]
 
 
 def test_a_size_is_what_the_files_say():
@@ -70,6 +72,17 @@ def test_a_size_is_what_the_files_say():
     in_layers = [p.numel() for layer in model.model.layers for p in layer.parameters()
                  if p.ndim == 2]
     assert size.flops_of_token == 2 * sum(in_layers) and not size.is_causal
+
+
+def test_the_size_of_a_width_that_was_not_made_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "ROOT", tmp_path)  # no runs/ in it
+    twin = scaling.size_of_model("nano-causal-64")
+    encoder = scaling.size_of_model("nano-instruct-64")
+    assert twin.is_causal and not encoder.is_causal
+    made = scaling.make.new_model(scaling.config_of("nano-causal-64"), seed=0)
+    assert twin.parameters == sum(p.numel() for p in made.parameters())
+    # four layers of 64: Wqkv and Wo of attention, Wi and Wo of 96
+    assert twin.flops_of_token == encoder.flops_of_token == 2 * 4 * (4 * 64 * 64 + 3 * 64 * 96)
 
 
 def test_a_point_needs_all_domains():
