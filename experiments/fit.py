@@ -9,6 +9,7 @@ words of the test are the same for all seeds.
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -236,8 +237,13 @@ class Fitted(NamedTuple):
     losses: list[float]  # of each step
 
 
-def fit(cell: Cell, settings: train.Settings, pairs: list[Pair]) -> Fitted:
-    """Train on these pairs: train.py's recipe, without a run folder."""
+Watch = Callable[[int, int, ModernBERT], None]  # steps made, steps in all, the model as it is
+
+
+def fit(cell: Cell, settings: train.Settings, pairs: list[Pair],
+        watch: Watch | None = None) -> Fitted:
+    """Train on these pairs: train.py's recipe, without a run folder. `watch` is called before the
+    first step and after each."""
     machine = pick_device(settings.device, settings.dtype)
     folder = folder_of(cell.model)
     classes = architecture_of(folder, cell)
@@ -260,6 +266,8 @@ def fit(cell: Cell, settings: train.Settings, pairs: list[Pair]) -> Fitted:
     pairs_a_step = settings.batch_size // 2
     steps = max(1, round(settings.epochs * math.ceil(len(pairs) / pairs_a_step)))
     tokens, losses = 0, []
+    if watch is not None:
+        watch(0, steps, model)
     for step, some in enumerate(
             train.step_pairs(pairs, pairs_a_step, range(steps), settings.seed)):
         batches = train.make_batches(some, prompt_format, budget, machine.device).batches
@@ -267,6 +275,8 @@ def fit(cell: Cell, settings: train.Settings, pairs: list[Pair]) -> Fitted:
         result = train.train_step(model, optimizer, prompt_format, batches, rate)
         tokens += result.tokens
         losses.append(result.loss)
+        if watch is not None:
+            watch(step + 1, steps, model)
     dora.merge(model)
     return Fitted(model.eval(), prompt_format, steps, tokens, losses)
 

@@ -1,5 +1,6 @@
 """What training changed inside a model.
 
+    distance   how far the weights moved
     changes    of each weight matrix the length and the direction of its rows; of the residual
                stream its likeness (CKA) before and after; how early a verdict can be read
 
@@ -48,6 +49,17 @@ def cka(x: torch.Tensor, y: torch.Tensor) -> float:
     x = x.double() - x.double().mean(0)
     y = y.double() - y.double().mean(0)
     return ((x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())).item()
+
+
+def distance(base: ModernBERT, model: ModernBERT) -> float:
+    """How far the matrices of the layers moved, all of them as one vector: |W - W0| / |W0|."""
+    before = base.model.layers.state_dict()
+    moved, size = 0.0, 0.0
+    for name, w in model.model.layers.state_dict().items():
+        if w.ndim == 2:
+            moved += (w.double() - before[name].double()).square().sum().item()
+            size += before[name].double().square().sum().item()
+    return (moved / size) ** 0.5
 
 
 def changed_matrices(base: ModernBERT, model: ModernBERT) -> list[list]:

@@ -4,6 +4,7 @@ new facts from pairs, and at what cost to the old ones?
 
     python experiments/new_facts.py                  # what is missing of eight seeds, and the table
     python experiments/new_facts.py --seeds 2 --most 6
+    python experiments/new_facts.py --path           # what is missing of the paths, and their table
     python experiments/new_facts.py --print
 
 Which of two words is heavier, for 40 words of each sort, all of them one token:
@@ -20,10 +21,14 @@ method is the one that experiments/run.py chose, for eliciting: what stays unlea
 learnt at another, or with more pairs. A seed draws the order and fresh weights, not the words and
 not the pairs. Records: experiments/records/new-facts.jsonl.
 
+A path is one run (seed 1) looked at nine times, from its first step to its last: what is learnt and
+what is lost by then, and how far the weights have come. Records: new-facts-path.jsonl.
+
 Shapes: N words, D hidden.
 """
 
 import argparse
+import copy
 import random
 import sys
 from collections import Counter
@@ -41,7 +46,9 @@ import microworld  # noqa: E402
 from microworld import Thing  # noqa: E402
 
 import data  # noqa: E402
+import dora  # noqa: E402
 import tinyrm  # noqa: E402
+import train  # noqa: E402
 from data import Pair  # noqa: E402
 from experiments import fit, measure, run, stats  # noqa: E402
 from experiments.fit import Cell  # noqa: E402
@@ -51,6 +58,7 @@ from infra.stopping import exit_code_of  # noqa: E402
 from tinyrm import ModernBERT  # noqa: E402
 
 RECORDS = ROOT / "experiments/records/new-facts.jsonl"
+PATHS = ROOT / "experiments/records/new-facts-path.jsonl"
 MODEL = "nano-instruct"
 METHODS = {
     "DoRA": {},
@@ -62,6 +70,7 @@ WORDS = ("known", "new")
 N_WORDS, N_TRAIN, N_TEST = 40, 500, 500
 PASSES = 8.0
 SEEDS = 8
+LOOKS = 8  # at a path, in equal distances, after the one before its first step
 
 # words of the idle sentences
 NEW = """
@@ -209,13 +218,20 @@ def text_loss(model: ModernBERT, reader: make.Reader) -> float:
     return total / count
 
 
+def of_pairs(model: ModernBERT, prompt_format: data.PromptFormat, pairs: WordPairs) -> dict:
+    """The accuracy on the test pairs of these words, and on pairs of others."""
+    return {
+        "same words": round(fit.accuracy(model, prompt_format, pairs.test), 4),
+        "other words": round(fit.accuracy(model, prompt_format, pairs_of_other_words()), 4),
+    }
+
+
 def knowledge(model: ModernBERT, world: dict[str, Thing], reader: make.Reader,
               prompt_format: data.PromptFormat, pairs: WordPairs) -> dict:
     """What a model knows, as it is stored in a record."""
     found = probe(model, reader, world)
     return {
-        "same words": round(fit.accuracy(model, prompt_format, pairs.test), 4),
-        "other words": round(fit.accuracy(model, prompt_format, pairs_of_other_words()), 4),
+        **of_pairs(model, prompt_format, pairs),
         "recall": {name: round(value, 4) for name, value in make.recall(model, reader).items()},
         "text loss": round(text_loss(model, reader), 4),
         "probe": found.weights,
@@ -236,39 +252,83 @@ def key_of(record: dict) -> Job:
     return Job(record["words"], record["method"], record["seed"])
 
 
-def make_record(job: Job, rate: float) -> dict:
-    """Train on pairs of these words, and look before and after."""
+class Setting(NamedTuple):
+    """What a run begins with."""
+
+    pairs: WordPairs
+    world: dict[str, Thing]
+    reader: make.Reader
+    cell: Cell
+    settings: train.Settings
+    before: ModernBERT
+
+
+def setting_of(job: Job, rate: float) -> Setting:
     world = new_words() if job.words == "new" else known_words()
-    pairs = pairs_of(world)
     folder = fit.folder_of(MODEL)
     tokenizer = data.load_tokenizer(folder)
     reader = make.Reader(microworld.make_world(), tokenizer.library, seed=0, rows=64)
-
     cell = Cell(MODEL, "reasoning", 0, **METHODS[job.method])
     settings = replace(fit.settings_of(cell, job.seed, rate), epochs=PASSES)
-    fitted = fit.fit(cell, settings, pairs.train)
-    fitted.model.to("cpu").set_compute_dtype(torch.float32)  # as what it is held against
-    before = tinyrm.load(folder).eval()
-    changes = measure.changes(before, fitted.model, fitted.prompt_format, pairs.test[:100])
+    return Setting(pairs_of(world), world, reader, cell, settings, tinyrm.load(folder).eval())
+
+
+def origin_of(job: Job, rate: float) -> dict:
+    """What says which run a record is of."""
+    return {**job._asdict(), "rate": rate, "passes": PASSES,
+            "base": version_of(fit.folder_of(MODEL)), "torch": torch.__version__}
+
+
+def make_record(job: Job, rate: float) -> dict:
+    """Train on pairs of these words, and look before and after."""
+    given = setting_of(job, rate)
+    pairs, before = given.pairs, given.before
+    fitted = fit.fit(given.cell, given.settings, pairs.train)
+    after, prompt_format = fitted.model, fitted.prompt_format
+    after.to("cpu").set_compute_dtype(torch.float32)  # as what it is held against
     return {
-        **job._asdict(),
-        "rate": rate,
-        "passes": PASSES,
+        **origin_of(job, rate),
         "steps": fitted.steps,
         "n": {"same words": len(pairs.test), "other words": len(pairs_of_other_words())},
-        "before": knowledge(before, world, reader, fitted.prompt_format, pairs),
-        "after": knowledge(fitted.model, world, reader, fitted.prompt_format, pairs),
-        "cka": changes["cka"],
-        "base": version_of(folder),
-        "torch": torch.__version__,
+        "before": knowledge(before, given.world, given.reader, prompt_format, pairs),
+        "after": knowledge(after, given.world, given.reader, prompt_format, pairs),
+        "cka": measure.changes(before, after, prompt_format, pairs.test[:100])["cka"],
     }
 
 
-def read_records(rates: dict[str, float], only_look: bool = False) -> dict[Job, dict]:
-    """The records of the present weights, rates and passes."""
+def make_path(job: Job, rate: float) -> dict:
+    """The run of make_record, looked at nine times."""
+    given = setting_of(job, rate)
+    kept = {}  # step -> the model as it was then
+
+    def keep(step, steps, model):
+        if step in [round(steps * i / LOOKS) for i in range(LOOKS + 1)]:
+            # a copy without its adapters, so that the run goes on as it was
+            then = dora.merge(copy.deepcopy(model)).eval()
+            kept[step] = then.to("cpu").set_compute_dtype(torch.float32)
+
+    fitted = fit.fit(given.cell, given.settings, given.pairs.train, keep)
+
+    looks, length, last = [], 0.0, given.before
+    for step, model in kept.items():
+        length += measure.distance(last, model)
+        last = model
+        looks.append({
+            "step": step,
+            **of_pairs(model, fitted.prompt_format, given.pairs),
+            "recall of weight": round(make.recall(model, given.reader)["weight"], 4),
+            "text loss": round(text_loss(model, given.reader), 4),
+            "distance": round(measure.distance(given.before, model), 5),
+            "length": round(length, 5),
+        })
+    return {**origin_of(job, rate), "looks": looks}
+
+
+def read_records(file: Path, rates: dict[str, float], only_look: bool = False) -> dict[Job, dict]:
+    """The records of a file, of the present weights, rates and passes."""
     base = version_of(fit.folder_of(MODEL))
     records = {}
-    for job, record in read_lines(RECORDS, key_of, only_look):
+    for job, record in read_lines(file, key_of, only_look):
         now = (base, rates[job.method], PASSES)
         if (record["base"], record["rate"], record["passes"]) == now:
             records[job] = record
@@ -317,32 +377,65 @@ def show(records: dict[Job, dict], seeds: int) -> None:
                 print(f"| {words} | {method} | {len(there)} | {' | '.join(cells)} |")
 
 
+def show_paths(records: dict[Job, dict]) -> None:
+    """A line for each look at each run. Straight: the distance of the weights from where they
+    began, over the length of the way by the looks until then (1: a straight line)."""
+    columns = ["same words", "other words", "recall of weight", "text loss"]
+    print(f"| words | | step | {' | '.join(columns)} | distance | straight |")
+    print("|---" * (5 + len(columns)) + "|")
+    for words in WORDS:
+        for method in METHODS:
+            record = records.get(Job(words, method, 1))
+            if record is None:
+                continue
+            for look in record["looks"]:
+                cells = [f"{look[name]:.3f}" for name in columns]
+                straight = "-"
+                if look["length"]:
+                    straight = f"{look['distance'] / look['length']:.2f}"
+                print(f"| {words} | {method} | {look['step']} | {' | '.join(cells)} "
+                      f"| {look['distance']:.3f} | {straight} |")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of the eight the first so many")
     parser.add_argument("--most", type=int, default=0, help="stop after so many runs; 0: all")
+    parser.add_argument("--path", action="store_true", help="the paths of seed 1 instead")
     parser.add_argument("--print", action="store_true", help="print the table, run nothing")
     flags = parser.parse_args(argv)
     if not 1 <= flags.seeds <= SEEDS:
         raise ValueError(f"--seeds {flags.seeds}: give 1 to {SEEDS}")
     torch.set_num_threads(1)  # the same numbers on any machine of a kind
 
+    file, make_one, seeds = RECORDS, make_record, flags.seeds
+    if flags.path:
+        file, make_one, seeds = PATHS, make_path, 1
     rates = chosen_rates()
-    records = read_records(rates, flags.print)
+    records = read_records(file, rates, flags.print)
     if not flags.print:
-        jobs = [Job(words, method, seed) for seed in range(1, flags.seeds + 1)
+        jobs = [Job(words, method, seed) for seed in range(1, seeds + 1)
                 for words in WORDS for method in METHODS]
         missing = [job for job in jobs if job not in records]
         if flags.most:
             missing = missing[:flags.most]
         for job in missing:
-            record = make_record(job, rates[job.method])
-            append_record(RECORDS, record)
+            record = make_one(job, rates[job.method])
+            append_record(file, record)
             records[job] = record
-            right = record["after"]["same words"]
-            print(f"{job.words} {job.method} seed {job.seed}: {right:.3f}", flush=True)
-    show(records, flags.seeds)
+            print(f"{job.words} {job.method} seed {job.seed}: {result_of(record):.3f}", flush=True)
+    if flags.path:
+        show_paths(records)
+    else:
+        show(records, seeds)
+
+
+def result_of(record: dict) -> float:
+    """The accuracy on other pairs of the same words, after the last step."""
+    if "looks" in record:
+        return record["looks"][-1]["same words"]
+    return record["after"]["same words"]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import data
-from experiments import new_facts
+import tinyrm
+from experiments import measure, new_facts
 from experiments.new_facts import Job, known_words, new_words, pairs_of
 from experiments.record_files import append_record
 from infra.hub import ROOT, version_of
@@ -125,13 +126,60 @@ def test_the_table_has_a_line_a_method(capsys):
     assert "| new | DoRA | 2 | 0.500 ± 0.000 | 0.750 ± 0.635 |" in printed
 
 
-def test_records_survive_a_kill_and_know_their_rate(tmp_path, monkeypatch):
-    monkeypatch.setattr(new_facts, "RECORDS", tmp_path / "records/new-facts.jsonl")
+@pytest.mark.parametrize("method", ["DoRA", "full"])
+def test_looking_at_a_path_leaves_the_run_as_it_was(method, monkeypatch):
+    monkeypatch.setattr(new_facts, "PASSES", 0.1)  # 3 steps
+    monkeypatch.setattr(new_facts, "LOOKS", 3)
+    monkeypatch.setattr(new_facts, "of_pairs", lambda *args: {})  # which take their time
+    monkeypatch.setattr(new_facts, "text_loss", lambda *args: 0.0)
+    job, ends = Job("new", method, 1), []
+    real_fit = new_facts.fit.fit
+
+    def fit_and_keep(*args):
+        ends.append(real_fit(*args))
+        return ends[-1]
+
+    monkeypatch.setattr(new_facts.fit, "fit", fit_and_keep)
+    record = new_facts.make_path(job, 1e-3)
+    given = new_facts.setting_of(job, 1e-3)
+    fit_and_keep(given.cell, given.settings, given.pairs.train)  # the same, not looked at
+    looked_at, other = (end.model.state_dict() for end in ends)
+    assert all(torch.equal(looked_at[name], w) for name, w in other.items())
+
+    looks = record["looks"]
+    assert [look["step"] for look in looks] == [0, 1, 2, 3]
+    assert looks[0]["distance"] == looks[0]["length"] == 0
+    end = measure.distance(given.before, ends[0].model)
+    assert looks[-1]["distance"] == round(end, 5) > 0
+    assert looks[-1]["length"] > looks[-1]["distance"]
+
+
+def test_a_distance_is_relative_to_all_matrices():
+    base = tinyrm.load(ROOT / "nano")
+    moved = tinyrm.load(ROOT / "nano")
+    with torch.no_grad():
+        for w in moved.model.layers.parameters():
+            w.mul_(1.1)
+    assert abs(measure.distance(base, moved) - 0.1) < 1e-6
+
+
+def test_the_table_of_paths_has_a_line_a_look(capsys):
+    look = {"same words": 0.5, "other words": 0.8, "recall of weight": 1.0, "text loss": 0.3}
+    looks = [{"step": 0, **look, "distance": 0.0, "length": 0.0},
+             {"step": 4, **look, "distance": 0.3, "length": 0.4}]
+    new_facts.show_paths({Job("new", "full", 1): {"looks": looks}})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:] == ["| new | full | 0 | 0.500 | 0.800 | 1.000 | 0.300 | 0.000 | - |",
+                         "| new | full | 4 | 0.500 | 0.800 | 1.000 | 0.300 | 0.300 | 0.75 |"]
+
+
+def test_records_survive_a_kill_and_know_their_rate(tmp_path):
+    file = tmp_path / "records/new-facts.jsonl"
     jobs = [Job("new", "DoRA", seed) for seed in (1, 2, 3)]
-    append_record(new_facts.RECORDS, a_record(jobs[0]))
-    with open(new_facts.RECORDS, "a") as file:
-        file.write('{"words": "ne')
-    assert list(new_facts.read_records({"DoRA": 5e-3})) == jobs[:1]
-    append_record(new_facts.RECORDS, a_record(jobs[1]))
-    assert list(new_facts.read_records({"DoRA": 5e-3})) == jobs[:2]
-    assert not new_facts.read_records({"DoRA": 1e-2})  # another rate was chosen since
+    append_record(file, a_record(jobs[0]))
+    with open(file, "a") as opened:
+        opened.write('{"words": "ne')
+    assert list(new_facts.read_records(file, {"DoRA": 5e-3})) == jobs[:1]
+    append_record(file, a_record(jobs[1]))
+    assert list(new_facts.read_records(file, {"DoRA": 5e-3})) == jobs[:2]
+    assert not new_facts.read_records(file, {"DoRA": 1e-2})  # another rate was chosen since
