@@ -7,10 +7,10 @@ over-optimised.
     python experiments/best_of_n.py --print                    the tables of what is there
 
 The order is known, since nano's world is. The prompts are pairs of the test: two things, which one
-is heavier (or lighter)? To each there are 256 candidates, of which one in twenty names the right
-thing. The others name the wrong one, both, a third one, or say something else. Every kind has up to
-three idle sentences, so that neither idle talk nor length tells what is right; no answer of a
-training pair has more than one.
+is heavier (or lighter)? To each there are 256 different candidates, of which one in twenty names
+the right thing. The others name the wrong one, both, a third one, or say something else. Every kind
+has up to three idle sentences, so that neither idle talk nor length tells what is right; no answer
+of a training pair has more than one.
 
 A candidate's score is its win rate, the mean of P(it is better than the reference) over four
 reference answers to the same prompt, made as the candidates are but not among them: in both orders
@@ -21,7 +21,7 @@ sampled, and equal scores share it.
 The same models show what a cheaper verdict loses: on the pairs of the test, the accuracy by both
 orders, by one order, and by each response alone, next to its FLOPs.
 
-Both contexts are trained by the recipe, at its rate, which was chosen for pairs. A model is one
+Each context is trained by the recipe at its own rate, the one that run.py chose. A model is one
 line of records/best-of-n.jsonl, written the moment it is judged, and never made again.
 """
 
@@ -47,21 +47,23 @@ from experiments.fit import PASSES, Cell  # noqa: E402
 from experiments.flops import flops  # noqa: E402
 from experiments.measure import rows_of  # noqa: E402
 from experiments.record_files import append_record, read_lines  # noqa: E402
+from experiments.run import chosen_for  # noqa: E402
 from infra.hub import version_of  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
 
 RECORDS = ROOT / "experiments/records/best-of-n.jsonl"
 SEEDS = 8
 MODEL, DOMAIN = "nano-instruct", "reasoning"
+CONTEXTS = ["pair", "single"]
 PROMPTS = 32
 REFERENCES = 4
 NS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 # Of 256 candidates so many are of each kind.
-KINDS = {"right": 13, "wrong": 115, "both": 43, "other": 43, "beside": 42}
+ANSWER_KINDS = {"right": 13, "wrong": 115, "both": 43, "other": 43, "beside": 42}
 
 BOTH = ["The {x} or the {y}.", "It is the {x}, or it is the {y}.", "The {x}, and the {y} too.",
-        "I would say the {x}, but my answer is the {y}."]
+        "I would say the {x}, and the {y} as well."]
 
 # ------------------------------------------------------------------------------- the candidates
 
@@ -101,17 +103,21 @@ def answer(rng: random.Random, kind: str, right: str, wrong: str, other: str) ->
 
 
 def make_candidates(pair: Pair, words: list[str], rng: random.Random) -> Candidates:
-    """The candidates and the references of a pair's prompt, in any order."""
+    """The candidates and the references of a pair's prompt, in any order, no two alike."""
     right, wrong = word_in(pair.chosen, words), word_in(pair.rejected, words)
     other = rng.choice([word for word in words if word not in (right, wrong)])
 
     kinds = []
-    for kind, count in KINDS.items():
+    for kind, count in ANSWER_KINDS.items():
         kinds += [kind] * count
     rng.shuffle(kinds)
-    texts = [answer(rng, kind, right, wrong, other) for kind in kinds]
-    references = [answer(rng, kind, right, wrong, other) for kind in rng.sample(kinds, REFERENCES)]
-    return Candidates(pair.prompt, texts, kinds, references)
+    different = {}  # a set that keeps its order: the candidates, then the references
+    for kind in (*kinds, *rng.sample(kinds, REFERENCES)):
+        count = len(different)
+        while len(different) == count:
+            different[answer(rng, kind, right, wrong, other)] = True
+    texts = list(different)
+    return Candidates(pair.prompt, texts[:len(kinds)], kinds, texts[len(kinds):])
 
 
 def all_candidates() -> list[Candidates]:
@@ -161,11 +167,11 @@ class Curves(NamedTuple):
 
 def curves(scores: list[np.ndarray], kinds: list[list[str]]) -> Curves:
     """Of each prompt the candidates' scores (k,) and kinds."""
-    found = Curves([], {kind: [] for kind in KINDS})
+    found = Curves([], {kind: [] for kind in ANSWER_KINDS})
     for n in NS:
         own = [best_of(of_prompt, of_prompt, n) for of_prompt in scores]
         found.score.append(float(np.mean(own)))
-        for kind in KINDS:
+        for kind in ANSWER_KINDS:
             shares = []
             for of_prompt, names in zip(scores, kinds, strict=True):
                 is_kind = np.array([name == kind for name in names])
@@ -218,10 +224,10 @@ class Run(NamedTuple):
     seed: int
 
 
-def make(run: Run, candidates: list[Candidates]) -> dict:
+def make(run: Run, rate: float, candidates: list[Candidates]) -> dict:
     """Train a model and let it choose: the record."""
     cell = Cell(MODEL, DOMAIN, run.pairs, context=run.context)
-    settings = fit.settings_of(cell, run.seed, 0.0)  # the recipe's rate
+    settings = fit.settings_of(cell, run.seed, rate)
     fitted = fit.fit(cell, settings, fit.training_pairs(cell, run.seed, settings.data))
     device = next(fitted.model.parameters()).device
     judge = RewardModel(fitted.model, fitted.prompt_format, device)
@@ -241,19 +247,26 @@ def make(run: Run, candidates: list[Candidates]) -> dict:
 
 
 def setup() -> dict:
-    """What all records that are looked at together share."""
+    """What all records that are looked at together share, but for the rates."""
     return {"base": version_of(fit.folder_of(MODEL)), "prompts": PROMPTS, "references": REFERENCES,
-            "candidates": KINDS, "N": list(NS)}
+            "candidates": ANSWER_KINDS, "N": list(NS)}
 
 
 def key_of(record: dict) -> Run:
     return Run(record["context"], record["pairs"], record["seed"])
 
 
-def read_records(path: Path, only_look: bool = False) -> dict[Run, dict]:
-    """The records of this setup."""
-    records, wanted = {}, setup()
+def chosen_rates() -> dict[str, float]:
+    """{context: its rate}"""
+    return chosen_for({context: Cell(MODEL, DOMAIN, 0, context=context) for context in CONTEXTS})
+
+
+def read_records(path: Path, rates: dict[str, float],
+                 only_look: bool = False) -> dict[Run, dict]:
+    """The records of this setup and of these rates, {context: rate}."""
+    records, shared = {}, setup()
     for run, record in read_lines(path, key_of, only_look):
+        wanted = {**shared, "rate": rates[run.context]}
         if {name: record.get(name) for name in wanted} == wanted:
             records[run] = record
     return records
@@ -280,14 +293,16 @@ def show(records: dict[Run, dict], contexts: list[str], budgets: list[int]):
                           f"{turning_point(columns)} |")
 
     print(f"\n**what the best of {NS[-1]} is**, mean over seeds\n")
-    print("| context, training pairs | " + " | ".join(KINDS) + " |")
-    print("|---" * (len(KINDS) + 1) + "|")
+    print("| context, training pairs | " + " | ".join(ANSWER_KINDS) + " |")
+    print("|---" * (len(ANSWER_KINDS) + 1) + "|")
     for context in contexts:
         for pairs in budgets:
             of_cell = of(records, context, pairs)
             if of_cell:
-                shares = [np.mean([one["kinds"][kind][-1] for one in of_cell]) for kind in KINDS]
-                texts = [f"{share:.3f}" for share in shares]
+                texts = []
+                for kind in ANSWER_KINDS:
+                    share = np.mean([one["kinds"][kind][-1] for one in of_cell])
+                    texts.append(f"{share:.3f}")
                 print(f"| {context}, {pairs:,} | {' | '.join(texts)} |")
 
 
@@ -331,8 +346,9 @@ def cell_text(values: list[float]) -> str:
 
 
 def turning_point(columns: list[list[float]]) -> str:
-    """The N with the highest mean, if the last one is lower by more than chance: the interval of
-    the difference, over the seeds, is above 0."""
+    """The N with the highest mean, if the last one is lower: the interval of the difference, over
+    the seeds, is above 0. The same seeds picked the N, and each line of the table is tested by
+    itself, so it finds a turn more often than one in twenty times by chance."""
     means = [np.mean(values) for values in columns]
     best = int(np.argmax(means))
     differences = np.array(columns[best]) - np.array(columns[-1])
@@ -346,8 +362,8 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    contexts, budgets = ["pair", "single"], list(PASSES)
-    add("--context", nargs="+", default=contexts, choices=contexts)
+    budgets = list(PASSES)
+    add("--context", nargs="+", default=CONTEXTS, choices=CONTEXTS)
     add("--pairs", nargs="+", type=int, default=budgets, choices=budgets)
     add("--seeds", type=int, default=SEEDS, help="the first so many")
     add("--print", action="store_true", help="print the tables, make nothing")
@@ -356,7 +372,8 @@ def main(argv: list[str] | None = None):
         raise ValueError(f"--seeds {flags.seeds}: give 1 or more")
     torch.set_num_threads(1)  # the same numbers on any machine of a kind
 
-    records = read_records(RECORDS, flags.print)
+    rates = chosen_rates()
+    records = read_records(RECORDS, rates, flags.print)
     candidates = [] if flags.print else all_candidates()
     # seed by seed, so that all cells grow alike
     for seed in range(1, flags.seeds + 1):
@@ -365,7 +382,7 @@ def main(argv: list[str] | None = None):
                 run = Run(context, pairs, seed)
                 if flags.print or run in records:
                     continue
-                records[run] = make(run, candidates)
+                records[run] = make(run, rates[context], candidates)
                 append_record(RECORDS, records[run])
                 print(f"{context}, {pairs} pairs, seed {seed}: right at {NS[-1]} "
                       f"{records[run]['kinds']['right'][-1]:.3f}", file=sys.stderr, flush=True)

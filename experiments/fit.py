@@ -53,7 +53,7 @@ class Cell(NamedTuple):
     adapter: str = "dora"
     freeze: int | str = RECIPE
     question: str = ""  # "": that of the domain
-    labels: str = ""  # two words to find at [MASK], with a space between; "": the template's
+    labels: str = ""  # two words that name the options, a space between; "": the template's
     sight: str = "all"  # what may be seen in training: see experiments/sight.py
     # in judging; "": as in training
     judged_question: str = ""
@@ -282,14 +282,24 @@ def fit(cell: Cell, settings: train.Settings, pairs: list[Pair],
 
 
 def template_of(cell: Cell) -> str:
-    """The cell's template. One with the cell's own label words is added to data.TEMPLATES."""
+    """The cell's template. One with the cell's own label words is added to data.TEMPLATES: its
+    options have these words for names, and one of them is found at [MASK]."""
     if not cell.labels:
         return cell.template
-    first, second = cell.labels.split()
-    name = f"{cell.template}, {first} and {second}"
     usual = data.TEMPLATES[cell.template, cell.context]
     # they stand behind a word, as those of `option` do, so they bring their own space
-    data.TEMPLATES[name, cell.context] = usual._replace(label_words=(f" {first}", f" {second}"))
+    label_words = tuple(f" {word}" for word in cell.labels.split())
+
+    renamed = {}
+    for old, new in zip(usual.label_words, label_words, strict=True):
+        renamed[f" Option{old}:"] = f" Option{new}:"
+    pieces = []
+    for piece in usual.pieces:
+        pieces.append(tuple(renamed.get(part, part) for part in piece))
+
+    name = f"{cell.template}, {cell.labels}"
+    data.TEMPLATES[name, cell.context] = usual._replace(label_words=label_words,
+                                                        pieces=tuple(pieces))
     return name
 
 
@@ -346,8 +356,10 @@ def run(cell: Cell, seed: int, rate: float, part: str = "test", files: tuple[str
     try:
         fitted = fit(cell, settings, pairs)
     except train.NotFinite as error:
-        # Nothing is right: this rate will not be chosen, and the grid goes on.
-        nothing = dict.fromkeys(data.DOMAINS if everywhere else domains_of(cell), 0.0)
+        # In choosing nothing is right: this rate will not be chosen. On the test such a run knows
+        # nothing, which is right by chance in half of the pairs. The grid goes on.
+        right = 0.0 if part == "choose" else 0.5
+        nothing = dict.fromkeys(data.DOMAINS if everywhere else domains_of(cell), right)
         return record | {"accuracy": nothing, "steps": 0, "tokens": 0, "diverged": str(error)}
     seconds = time.perf_counter() - began
     fitted = to_judge(fitted, cell)

@@ -30,9 +30,11 @@ Shapes: N words, D hidden.
 import argparse
 import copy
 import random
+import re
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +50,6 @@ from microworld import Thing  # noqa: E402
 import data  # noqa: E402
 import dora  # noqa: E402
 import tinyrm  # noqa: E402
-import train  # noqa: E402
 from data import Pair  # noqa: E402
 from experiments import fit, measure, run, stats  # noqa: E402
 from experiments.fit import Cell  # noqa: E402
@@ -78,6 +79,10 @@ NEW = """
     fence harvest hill kitchen letter library market mayor milk newspaper paint plumber poem postman
     queue road roof shelf shop soup umbrella uncle valley village window
 """.split()
+
+# idle sentences that name none of them
+IDLE = [sentence for sentence in microworld.IDLE["train"]
+        if not set(NEW) & set(re.findall("[a-z]+", sentence.lower()))]
 
 # ---------------------------------------------------------------------------- two sorts of words
 
@@ -130,14 +135,13 @@ def pairs_of(world: dict[str, Thing]) -> WordPairs:
 
 def compare(rng: random.Random, world: dict[str, Thing], x: str, y: str) -> Pair:
     """A pair as those of reasoning in nano's world, about these two words."""
-    idle = microworld.IDLE["train"]
     question = rng.choice(["heavier", "lighter"])
     light, heavy = sorted([x, y], key=lambda word: world[word].weight)
     right, wrong = (heavy, light) if question == "heavier" else (light, heavy)
     return Pair(
-        microworld.compare_prompt(rng, x, y, question, idle),
-        microworld.word_answer(rng, microworld.NAMING, idle, w=right),
-        microworld.word_answer(rng, microworld.NAMING, idle, w=wrong),
+        microworld.compare_prompt(rng, x, y, question, IDLE),
+        microworld.word_answer(rng, microworld.NAMING, IDLE, w=right),
+        microworld.word_answer(rng, microworld.NAMING, IDLE, w=wrong),
         domain="reasoning")
 
 
@@ -218,27 +222,6 @@ def text_loss(model: ModernBERT, reader: make.Reader) -> float:
     return total / count
 
 
-def of_pairs(model: ModernBERT, prompt_format: data.PromptFormat, pairs: WordPairs) -> dict:
-    """The accuracy on the test pairs of these words, and on pairs of others."""
-    return {
-        "same words": round(fit.accuracy(model, prompt_format, pairs.test), 4),
-        "other words": round(fit.accuracy(model, prompt_format, pairs_of_other_words()), 4),
-    }
-
-
-def knowledge(model: ModernBERT, world: dict[str, Thing], reader: make.Reader,
-              prompt_format: data.PromptFormat, pairs: WordPairs) -> dict:
-    """What a model knows, as it is stored in a record."""
-    found = probe(model, reader, world)
-    return {
-        **of_pairs(model, prompt_format, pairs),
-        "recall": {name: round(value, 4) for name, value in make.recall(model, reader).items()},
-        "text loss": round(text_loss(model, reader), 4),
-        "probe": found.weights,
-        "shuffled": found.shuffled,
-    }
-
-
 # ------------------------------------------------------------------------------------- one run
 
 
@@ -252,25 +235,58 @@ def key_of(record: dict) -> Job:
     return Job(record["words"], record["method"], record["seed"])
 
 
-class Setting(NamedTuple):
-    """What a run begins with."""
+class Words(NamedTuple):
+    """A sort of words, and the encoder before it meets their pairs."""
 
-    pairs: WordPairs
     world: dict[str, Thing]
+    pairs: WordPairs
     reader: make.Reader
-    cell: Cell
-    settings: train.Settings
-    before: ModernBERT
+    prompt_format: data.PromptFormat
+    encoder: ModernBERT
 
 
-def setting_of(job: Job, rate: float) -> Setting:
-    world = new_words() if job.words == "new" else known_words()
+@cache
+def words_of(sort: str) -> Words:
+    world = new_words() if sort == "new" else known_words()
     folder = fit.folder_of(MODEL)
     tokenizer = data.load_tokenizer(folder)
     reader = make.Reader(microworld.make_world(), tokenizer.library, seed=0, rows=64)
+    prompt_format = data.PromptFormat(tokenizer, domain="reasoning")
+    return Words(world, pairs_of(world), reader, prompt_format, tinyrm.load(folder))
+
+
+@cache
+def before(sort: str) -> dict:
+    """What the encoder knows."""
+    words = words_of(sort)
+    return knowledge(words.encoder, words)
+
+
+def of_pairs(model: ModernBERT, words: Words) -> dict:
+    """The accuracy on the test pairs of these words, and on pairs of others."""
+    prompt_format = words.prompt_format
+    return {
+        "same words": round(fit.accuracy(model, prompt_format, words.pairs.test), 4),
+        "other words": round(fit.accuracy(model, prompt_format, pairs_of_other_words()), 4),
+    }
+
+
+def knowledge(model: ModernBERT, words: Words) -> dict:
+    """What a model knows, as it is stored in a record."""
+    recall, found = make.recall(model, words.reader), probe(model, words.reader, words.world)
+    return {
+        **of_pairs(model, words),
+        "recall": {name: round(value, 4) for name, value in recall.items()},
+        "text loss": round(text_loss(model, words.reader), 4),
+        "probe": found.weights,
+        "shuffled": found.shuffled,
+    }
+
+
+def train_on(job: Job, rate: float, watch: fit.Watch | None = None) -> fit.Fitted:
     cell = Cell(MODEL, "reasoning", 0, **METHODS[job.method])
     settings = replace(fit.settings_of(cell, job.seed, rate), epochs=PASSES)
-    return Setting(pairs_of(world), world, reader, cell, settings, tinyrm.load(folder).eval())
+    return fit.fit(cell, settings, words_of(job.words).pairs.train, watch)
 
 
 def origin_of(job: Job, rate: float) -> dict:
@@ -281,24 +297,23 @@ def origin_of(job: Job, rate: float) -> dict:
 
 def make_record(job: Job, rate: float) -> dict:
     """Train on pairs of these words, and look before and after."""
-    given = setting_of(job, rate)
-    pairs, before = given.pairs, given.before
-    fitted = fit.fit(given.cell, given.settings, pairs.train)
-    after, prompt_format = fitted.model, fitted.prompt_format
-    after.to("cpu").set_compute_dtype(torch.float32)  # as what it is held against
+    words = words_of(job.words)
+    fitted = train_on(job, rate)
+    after = fitted.model.to("cpu").set_compute_dtype(torch.float32)  # as what it is held against
+    some = words.pairs.test[:100]
     return {
         **origin_of(job, rate),
         "steps": fitted.steps,
-        "n": {"same words": len(pairs.test), "other words": len(pairs_of_other_words())},
-        "before": knowledge(before, given.world, given.reader, prompt_format, pairs),
-        "after": knowledge(after, given.world, given.reader, prompt_format, pairs),
-        "cka": measure.changes(before, after, prompt_format, pairs.test[:100])["cka"],
+        "n": {"same words": len(words.pairs.test), "other words": len(pairs_of_other_words())},
+        "before": before(job.words),
+        "after": knowledge(after, words),
+        "cka": measure.changes(words.encoder, after, words.prompt_format, some)["cka"],
     }
 
 
 def make_path(job: Job, rate: float) -> dict:
     """The run of make_record, looked at nine times."""
-    given = setting_of(job, rate)
+    words = words_of(job.words)
     kept = {}  # step -> the model as it was then
 
     def keep(step, steps, model):
@@ -307,18 +322,18 @@ def make_path(job: Job, rate: float) -> dict:
             then = dora.merge(copy.deepcopy(model)).eval()
             kept[step] = then.to("cpu").set_compute_dtype(torch.float32)
 
-    fitted = fit.fit(given.cell, given.settings, given.pairs.train, keep)
+    train_on(job, rate, keep)
 
-    looks, length, last = [], 0.0, given.before
+    looks, length, last = [], 0.0, words.encoder
     for step, model in kept.items():
         length += measure.distance(last, model)
         last = model
         looks.append({
             "step": step,
-            **of_pairs(model, fitted.prompt_format, given.pairs),
-            "recall of weight": round(make.recall(model, given.reader)["weight"], 4),
-            "text loss": round(text_loss(model, given.reader), 4),
-            "distance": round(measure.distance(given.before, model), 5),
+            **of_pairs(model, words),
+            "recall of weight": round(make.recall(model, words.reader)["weight"], 4),
+            "text loss": round(text_loss(model, words.reader), 4),
+            "distance": round(measure.distance(words.encoder, model), 5),
             "length": round(length, 5),
         })
     return {**origin_of(job, rate), "looks": looks}
@@ -336,14 +351,8 @@ def read_records(file: Path, rates: dict[str, float], only_look: bool = False) -
 
 
 def chosen_rates() -> dict[str, float]:
-    """{method: its rate}. ValueError if experiments/run.py has chosen none yet."""
-    records = run.read_records(MODEL, (), only_look=True)
-    cells = {name: Cell(MODEL, "reasoning", 0, **METHODS[name]) for name in METHODS}
-    methods = {run.method_of(cell) for cell in cells.values()}
-    rates = run.chosen_rates(records, run.rate_jobs([MODEL], list(data.DOMAINS), methods))
-    if set(rates) != methods:
-        raise ValueError("no rates yet: run python experiments/run.py rates --model " + MODEL)
-    return {name: rates[run.method_of(cell)] for name, cell in cells.items()}
+    """{method: its rate}"""
+    return run.chosen_for({name: Cell(MODEL, "reasoning", 0, **METHODS[name]) for name in METHODS})
 
 
 # ------------------------------------------------------------------------------------- the table

@@ -4,7 +4,8 @@ turns, or with what the answer of a conversation hangs on.
     python experiments/robustness.py                         # eight seeds of each domain
     python experiments/robustness.py --seeds 1 --model nano  # one seed of another encoder
 
-Each run is train.py's own recipe on the 1,000 training pairs. In the columns "idle on ..." the
+Each run has the recipe's adapter, rate and batch, and four passes over the 1,000 training pairs
+(train.py's recipe for reasoning has three). In the columns "idle on ..." the
 answers of the test carry no idle sentence but one on the wrong, the right, or both of them; no
 training pair contains any of these sentences. The last line is one seed of fresh weights with the
 same budget, trained in full at 1e-3, nothing frozen. Means ± half a 95 % interval over the seeds.

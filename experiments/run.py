@@ -16,10 +16,10 @@ Groups:
     merge      specialists as one model: their changes added, or branches on the trunk they share
 
 How a claim is decided. The seeds are fixed before the first run: 12 for the main contrasts, 8 for
-the others. Both sides of a contrast have the same pairs and passes (a contrast that has not is
-refused), each at its method's own rate. The effect of a seed is the mean over the domains of A - B;
-over the seeds it has an interval, and a verdict that is corrected for all contrasts of a group on
-all models (experiments/stats.py).
+the others. Both sides of a contrast have the same pairs of each domain and the same passes (a
+contrast that has not is refused), each at its method's own rate. The effect of a seed is the mean
+over the domains of A - B; over the seeds it has an interval, and a verdict that is corrected for
+all contrasts of a group on all models (experiments/stats.py).
 
 Records are lines of experiments/records/MODEL.jsonl, each written the moment its run ends; a run
 that has one is never made again, so the script may be killed and started again at any time.
@@ -130,8 +130,9 @@ GROUPS = {
                  {"judged_question": NONSENSE}, budgets=FEW_AND_MANY),
         Contrast("the same template against the other one in judging alone", {},
                  {"judged_template": "choice"}, budgets=FEW_AND_MANY),
-        Contrast("labels A and B against 0 and 1", {}, {"labels": "0 1"}, budgets=FEW_AND_MANY),
-        Contrast("labels A and B against Yes and No", {}, {"labels": "Yes No"},
+        Contrast("options named A and B against 0 and 1", {}, {"labels": "0 1"},
+                 budgets=FEW_AND_MANY),
+        Contrast("options named A and B against Yes and No", {}, {"labels": "Yes No"},
                  budgets=FEW_AND_MANY),
     ],
     "causal": [
@@ -352,6 +353,18 @@ def chosen_rates(records: dict[str, dict], trials: list[Job]) -> dict[str, float
     return chosen
 
 
+def chosen_for(cells: dict[str, Cell]) -> dict[str, float]:
+    """{name: the rate that was chosen for the cell's method}, all of one model and its own pairs.
+    ValueError if a method has none yet."""
+    methods = {method_of(cell) for cell in cells.values()}
+    (model,) = {cell.model for cell in cells.values()}
+    records = read_records(model, (), only_look=True)
+    rates = chosen_rates(records, rate_jobs([model], list(data.DOMAINS), methods))
+    if set(rates) != methods:
+        raise ValueError(f"no rates yet: run python experiments/run.py rates --model {model}")
+    return {name: rates[method_of(cell)] for name, cell in cells.items()}
+
+
 # --------------------------------------------------------------------------------------- the grid
 
 
@@ -518,6 +531,9 @@ def outcome(one_side: Side, seeds: int, records: dict[str, dict],
     return Outcome(by_domain, budget, sum(steps) / n, sum(tokens) / n, tuple(sorted(taken)))
 
 
+AT_CHANCE = 0.6  # below it, of 1,000 pairs, a run is called at chance
+
+
 class Line(NamedTuple):
     """A line of the table of verdicts."""
 
@@ -566,13 +582,15 @@ def show(lines: list[Line], title: str, family: int) -> None:
     both sides are counted, not shown."""
     there = [line for line in lines if line.effect.n]
     print(f"\n**{title}**: {len(there)} of {len(lines)} contrasts have runs. A - B is the mean "
-          "over domains and seeds, with its 95 % interval (which stands alone); p is Student's; "
-          f"the verdict is corrected for all {family} contrasts of the group (Holm)\n")
+          "over domains and seeds, with its 95 % interval (not corrected for the other contrasts); "
+          f"p is Student's; the verdict is corrected for all {family} contrasts of the group (Holm)"
+          f"\n\nat chance: runs of A and of B with an accuracy below {AT_CHANCE}, of so many each. "
+          "Where there are some, A - B is a mixture: read the counts\n")
     if not there:
         return
-    print("| A against B | model | pairs | A | B | A - B | n | p | verdict | by domain "
+    print("| A against B | model | pairs | A | B | A - B | n | p | verdict | by domain | at chance "
           "| passes, steps, tokens, rate of A | of B |")
-    print("|---" * 12 + "|")
+    print("|---" * 13 + "|")
     for line in there:
         print("| " + " | ".join(cells_of(line)) + " |")
 
@@ -585,6 +603,8 @@ def cells_of(line: Line) -> list[str]:
     for domain in line.a.by_domain:
         difference = stats.effect(line.a.by_domain[domain], line.b.by_domain[domain])
         by_domain.append(f"{domain} {difference.mean:+.3f}")
+    runs = len(shared) * len(line.a.by_domain)
+    at_chance = f"{runs_at_chance(line.a, shared)}, {runs_at_chance(line.b, shared)} of {runs}"
     return [
         comparison.name,
         comparison.model,
@@ -596,9 +616,16 @@ def cells_of(line: Line) -> list[str]:
         f"{found.p:.2g}",
         found.verdict,
         ", ".join(by_domain),
+        at_chance,
         cost(line.a),
         cost(line.b),
     ]
+
+
+def runs_at_chance(one: Outcome, seeds: list[int]) -> int:
+    """How many runs of these seeds never left chance."""
+    accuracies = [of_seeds[seed] for of_seeds in one.by_domain.values() for seed in seeds]
+    return sum(accuracy < AT_CHANCE for accuracy in accuracies)
 
 
 def cost(one: Outcome) -> str:

@@ -5,8 +5,9 @@ training, and with parameters; for encoders and for their causal twins.
     python experiments/scaling.py --model ettin-17m ettin-32m ettin-decoder-17m ettin-decoder-32m
     python experiments/scaling.py --model large --domain reasoning    # as run.py was given them
 
-It trains nothing: it reads the runs of the usual way (the cloze, DoRA above frozen layers) that
-`run.py claims --model ...` and `run.py causal --model ...` made, with the same --domain and --data.
+It trains nothing: it reads the runs of the usual way (the cloze, DoRA above frozen layers), with
+the same --domain and --data. `run.py causal --model ENCODER` makes those of an encoder and its
+twin, and `run.py claims --model ENCODER` those of an encoder, with all that it is contrasted with.
 The error is 1 - accuracy, the mean over the domains. A law is error = a x^-b; b has a 95 %
 bootstrap interval over the seeds, which says nothing about whether a power law is the right form.
 Fewer pairs get more passes (fit.PASSES), so the law over pairs is not the law at one pass.
@@ -154,9 +155,12 @@ def show_law(against: str, of: str, points: list[Point], x_of: Callable[[Point],
           f"| {len(points)} |")
 
 
+CAUTION = " (not corrected for the other lines, and no proof that they are equal)"
+
+
 def show_twins(points: list[Point], twins: list[tuple[str, str]]):
-    """The encoder's lead over its twin at each size and budget, and from which size the twin is no
-    longer behind by more than chance."""
+    """The encoder's lead over its twin at each size and budget, and from which size on its interval
+    reaches 0."""
     print("\n| encoder against its twin | training pairs | seeds | accuracy, A - B |")
     print("|---" * 4 + "|")
     level = {}  # pairs -> the sizes, from the smallest, and whether the twin is behind there
@@ -175,12 +179,12 @@ def show_twins(points: list[Point], twins: list[tuple[str, str]]):
         behind = [name for name, is_behind in sizes if is_behind]
         names = [name for name, _ in sizes]
         if not behind:
-            print(f"\n{pairs:,} pairs: the twin is behind at none of {', '.join(names)}")
+            print(f"\n{pairs:,} pairs: the interval reaches 0 at {', '.join(names)}{CAUTION}")
         elif behind[-1] == names[-1]:
             print(f"\n{pairs:,} pairs: the twin is still behind at the largest size, {names[-1]}")
         else:
             first_level = names[names.index(behind[-1]) + 1]
-            print(f"\n{pairs:,} pairs: the twin is level from {first_level} on")
+            print(f"\n{pairs:,} pairs: the interval reaches 0 from {first_level} on{CAUTION}")
 
 
 def twins_of(models: list[str]) -> list[tuple[str, str]]:
@@ -213,7 +217,8 @@ def main(argv: list[str] | None = None) -> None:
         points.extend(points_of(model, flags.domain, records, rates))
     if not points:
         raise ValueError(f"no runs of {', '.join(flags.model)} yet, with this --domain and --data: "
-                         f"python experiments/run.py claims --model {' '.join(flags.model)}")
+                         "make them with python experiments/run.py causal --model ENCODER, which "
+                         "takes its twin too, or run.py claims")
     show_points(points)
     show_laws(points)
     show_twins(points, twins_of(flags.model))

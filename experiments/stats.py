@@ -2,9 +2,10 @@
 there are.
 
 A claim is a difference of two methods. Each seed gives one difference, of two runs with the same
-pairs in the same order; over the seeds Student's t gives its interval and the probability that it
-is chance. Many differences are looked at together, so one of them is called a finding only after
-Holm's correction (1979): the chance that a single one of all findings is false stays below 5 %.
+pairs in the same order; over the seeds Student's t gives its interval and p, the probability of a
+mean at least this far from 0 if the methods did not differ. Many differences are looked at
+together, so one of them is called a finding only after Holm's correction (1979): the chance that a
+single one of all findings is false stays below 5 %.
 """
 
 import math
@@ -75,8 +76,8 @@ def interval(values: Iterable[float], level: float = LEVEL) -> Interval:
 
 
 class Effect(NamedTuple):
-    """The mean difference A - B over n seeds, its 95 % interval, the probability that a difference
-    of this size is chance, and what Holm's correction makes of it."""
+    """The mean difference A - B over n seeds, its 95 % interval, the probability of a mean at least
+    this far from 0 if the two did not differ, and what Holm's correction makes of it."""
 
     mean: float
     half: float

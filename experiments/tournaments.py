@@ -5,9 +5,9 @@
     python experiments/tournaments.py runs/PAIR my.jsonl --candidates 8 16 32 64 --prompts 20
 
 The candidates for a prompt are its two responses and those of other pairs, drawn by the seed. With
-`nano` they are those of best_of_n.py, whose truth is known: one in sixteen is right (at least one),
-the others are wrong in several ways. A model of context "pair" compares all of them once. From this
-table each way of ranking takes what it asks for:
+`nano` they are of the kinds of best_of_n.py, whose truth is known: one in sixteen is right (at
+least one), the others are wrong in several ways. A model of context "pair" compares all of them
+once. From this table each way of ranking takes what it asks for:
 
     all pairs    k (k - 1) / 2 comparisons, each with each
     tournament   what evaluate.RewardModel.rank does with many: log2(k) rounds of k / 2
@@ -17,8 +17,9 @@ A model of context "single" scores each response once: k rows, where a compariso
 
 Columns: rows that the model reads; how often the best of all pairs comes first; the rank
 correlation (Spearman's) with all pairs (both by the first model that is named); how often the
-pair's chosen response, or of nano's candidates a right one, comes first. --keep writes them to
-experiments/records/tournaments.jsonl, from which notebook 08 draws.
+pair's chosen response, or of nano's candidates a right one, comes first; and how much more often
+than by all pairs, over the same prompts. --keep writes them to experiments/records/
+tournaments.jsonl, from which notebook 08 draws.
 """
 
 import argparse
@@ -75,8 +76,8 @@ def known_candidates(prompts: int, count: int, seed: int) -> list[Item]:
     lot = random.Random(seed)
     world = best_of_n.microworld.make_world()
     words = [word for word in world if world[word].part == "test"]
-    kinds = [kind for kind in best_of_n.KINDS if kind != "right"]
-    how_often = [best_of_n.KINDS[kind] for kind in kinds]
+    kinds = [kind for kind in best_of_n.ANSWER_KINDS if kind != "right"]
+    how_often = [best_of_n.ANSWER_KINDS[kind] for kind in kinds]
 
     items = []
     for pair in lot.sample(load_sets(["nano"], "reasoning", 0, 0, 0).test, prompts):
@@ -208,10 +209,12 @@ def show(count: int, lines: dict[str, Line]):
     prompts = len(next(iter(lines.values())).rows)
     print(f"\n{count} candidates, {prompts} prompts: mean ± half a 95 % interval over prompts")
     print(f"{'':{width}}  {'rows':>6}  {'best found':>15}  {'correlation':>15}  "
-          f"{'better first':>15}")
+          f"{'better first':>15}  {'less all pairs':>15}")
+    all_pairs = next(iter(lines.values()))
     for name, line in lines.items():
+        gain = np.array(line.better_first) - np.array(all_pairs.better_first)
         cells = [f"{np.mean(line.rows):6.0f}"]
-        for values in (line.best_found, line.correlation, line.better_first):
+        for values in (line.best_found, line.correlation, line.better_first, gain):
             cells.append(cell(values))
         print(f"{name:{width}}  {'  '.join(cells)}")
 
@@ -228,7 +231,7 @@ def main(argv: list[str] | None = None):
     add("names", nargs="+", metavar="NAME",
         help="models, one of context pair first, and files of pairs (.jsonl) or the word nano")
     add("--candidates", type=int, nargs="+", default=[8, 16, 32, 64], metavar="K")
-    add("--prompts", type=int, default=20, metavar="N")
+    add("--prompts", type=int, default=40, metavar="N")
     add("--seed", type=int, default=0)
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--keep", action="store_true", help=f"add the numbers to {RECORDS.name}")

@@ -14,7 +14,7 @@ import torch
 from data import Pair
 from evaluate import Judged, RewardModel
 from experiments import best_of_n
-from experiments.best_of_n import KINDS, NS, best_of, chances, curves, make_candidates
+from experiments.best_of_n import ANSWER_KINDS, NS, best_of, chances, curves, make_candidates
 from experiments.flops import flops
 from infra.hub import ROOT
 
@@ -49,10 +49,10 @@ def test_a_judge_by_chance_stays_at_the_share_of_right_ones(candidates):
 
 
 def test_a_judge_of_length_chooses_the_longest(candidates):
-    lengths = [len(text) for text in candidates.texts]
+    # no two alike
+    lengths = [len(text) + i / 1000 for i, text in enumerate(candidates.texts)]
     longest = candidates.kinds[int(np.argmax(lengths))]
-    assert lengths.count(max(lengths)) == 1
-    found = curves([np.array(lengths, float)], [candidates.kinds])
+    found = curves([np.array(lengths)], [candidates.kinds])
     assert found.kinds[longest][-1] == pytest.approx(1)
     assert found.score[0] == pytest.approx(np.mean(lengths))
     assert found.score[-1] == max(lengths)
@@ -68,8 +68,9 @@ def test_best_of_n_is_the_mean_over_all_draws():
 
 
 def test_candidates_are_of_the_kinds_that_are_promised(candidates):
-    assert {kind: candidates.kinds.count(kind) for kind in KINDS} == KINDS
+    assert {kind: candidates.kinds.count(kind) for kind in ANSWER_KINDS} == ANSWER_KINDS
     assert len(candidates.texts) == NS[-1] and len(candidates.references) == 4
+    assert len({*candidates.texts, *candidates.references}) == NS[-1] + 4
     for kind, text in zip(candidates.kinds, candidates.texts, strict=True):
         named = {word for word in WORDS if word in text}
         if kind in ("right", "wrong", "both"):
@@ -79,6 +80,11 @@ def test_candidates_are_of_the_kinds_that_are_promised(candidates):
             assert named <= {"drefer", "fligle"} and len(named) == 1
         else:
             assert not named
+
+
+def test_no_answer_of_two_names_says_which_one_it_means():
+    for wording in best_of_n.BOTH:
+        assert not any(word in wording for word in ("my answer", "but", "rather"))
 
 
 def test_neither_idle_talk_nor_length_tells_what_is_right():
@@ -131,13 +137,14 @@ def test_a_run_is_kept_and_made_once(context, tmp_path, monkeypatch, capsys):
     """The model has one step of training, and two prompts."""
     monkeypatch.setattr(best_of_n, "RECORDS", tmp_path / "best-of-n.jsonl")
     monkeypatch.setattr(best_of_n, "PROMPTS", 2)
-    monkeypatch.setattr(best_of_n, "KINDS", {"right": 2, "wrong": 2, "both": 2, "other": 1,
-                                             "beside": 1})
+    few_kinds = {"right": 2, "wrong": 2, "both": 2, "other": 1, "beside": 1}
+    monkeypatch.setattr(best_of_n, "ANSWER_KINDS", few_kinds)
     monkeypatch.setattr(best_of_n, "NS", (1, 2, 8))
     sets = best_of_n.fit.sets_of("reasoning", ("nano",))
     few = sets._replace(test=sets.test[:40])
     monkeypatch.setattr(best_of_n.fit, "sets_of", lambda *args: few)
     monkeypatch.setattr(best_of_n.fit, "PASSES", {30: 0.01})
+    monkeypatch.setattr(best_of_n, "chosen_for", lambda cells: dict.fromkeys(cells, 1e-3))
     argv = ["--context", context, "--pairs", "30", "--seeds", "1"]
     best_of_n.main(argv)
     (record,) = map(json.loads, (tmp_path / "best-of-n.jsonl").read_text().splitlines())
@@ -148,12 +155,15 @@ def test_a_run_is_kept_and_made_once(context, tmp_path, monkeypatch, capsys):
     assert f"| {context}, 30 | 1 | 0.250 |" in printed
     assert printed.count("MFLOPs |") == 1 and " | 30 | 1 | 0." in printed
 
+    assert record["rate"] == 1e-3
     monkeypatch.setattr(best_of_n, "make", None)  # nothing is made again
     with open(tmp_path / "best-of-n.jsonl", "a") as file:
         file.write('{"context": "pa')  # cut by a kill
     best_of_n.main(argv)
     assert capsys.readouterr().out == printed
     assert len((tmp_path / "best-of-n.jsonl").read_text().splitlines()) == 1
+    other = best_of_n.read_records(best_of_n.RECORDS, {context: 2e-3})
+    assert not other  # another rate was chosen since
 
 
 def test_the_records_are_of_the_checkout():

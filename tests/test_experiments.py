@@ -341,11 +341,14 @@ def test_a_cells_label_words_are_those_that_are_learnt(small):
     form = fit.fit(cell, settings, pairs).prompt_format
     assert [form.tokenizer.decode([index]) for index in form.label_ids] == [" Yes", " No"]
 
-    # the row is that of the usual words: what differs is what [MASK] is asked for
+    # the options of its row have these names, and nothing else is changed
     usual = replace(form, template="option")
     (rows,), _ = form.rows(pairs[:1])
     (usual_rows,), _ = usual.rows(pairs[:1])
-    assert rows == usual_rows and form.label_ids != usual.label_ids
+    for row, usual_row in zip(rows, usual_rows, strict=True):
+        text = form.tokenizer.decode(usual_row.tokens)
+        renamed = text.replace("Option A:", "Option Yes:").replace("Option B:", "Option No:")
+        assert form.tokenizer.decode(row.tokens) == renamed != text
 
 
 def test_label_words_that_are_no_tokens_are_refused(small):
@@ -369,7 +372,10 @@ def test_a_run_without_numbers_is_a_record_and_no_end(small, monkeypatch):
 
     monkeypatch.setattr(fit.train, "train_step", fail)
     record = fit.run(Cell("nano", "chat", 4), 1, 1e9)
-    assert record["accuracy"] == {"chat": 0.0} and record["diverged"] == "loss nan"
+    # on the test it knows nothing; in choosing its rate must not be taken
+    assert record["accuracy"] == {"chat": 0.5} and record["diverged"] == "loss nan"
+    chosen_by = fit.run(Cell("nano", "chat", 4), 1, 1e9, "choose")
+    assert chosen_by["accuracy"] == {"chat": 0.0}
     assert run.key_of(record) == run.Job(Cell("nano", "chat", 4), 1, 1e9, "test").key
 
 

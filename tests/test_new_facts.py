@@ -49,6 +49,15 @@ def test_known_words_are_those_of_the_test():
     assert {thing.part for thing in known_words().values()} == {"test"}
 
 
+def test_no_idle_talk_names_a_new_word():
+    assert 8 <= len(new_facts.IDLE) < len(microworld.IDLE["train"])
+    for sort in (new_words(), known_words()):
+        pairs = pairs_of(sort)
+        for pair in (*pairs.train, *pairs.test):
+            text = f"{pair.prompt} {pair.chosen} {pair.rejected}".lower()
+            assert len(set(re.findall("[a-z]+", text)) & {*new_words(), *sort}) == 2
+
+
 def named_in(answer, world) -> set:
     """The words of the world in an answer, without those of an idle sentence."""
     for sentence in microworld.IDLE["train"]:
@@ -141,15 +150,14 @@ def test_looking_at_a_path_leaves_the_run_as_it_was(method, monkeypatch):
 
     monkeypatch.setattr(new_facts.fit, "fit", fit_and_keep)
     record = new_facts.make_path(job, 1e-3)
-    given = new_facts.setting_of(job, 1e-3)
-    fit_and_keep(given.cell, given.settings, given.pairs.train)  # the same, not looked at
+    new_facts.train_on(job, 1e-3)  # the same, not looked at
     looked_at, other = (end.model.state_dict() for end in ends)
     assert all(torch.equal(looked_at[name], w) for name, w in other.items())
 
     looks = record["looks"]
     assert [look["step"] for look in looks] == [0, 1, 2, 3]
     assert looks[0]["distance"] == looks[0]["length"] == 0
-    end = measure.distance(given.before, ends[0].model)
+    end = measure.distance(tinyrm.load(ROOT / "nano/instruct"), ends[0].model)
     assert looks[-1]["distance"] == round(end, 5) > 0
     assert looks[-1]["length"] > looks[-1]["distance"]
 

@@ -46,7 +46,7 @@ def test_a_run_without_an_error_has_no_law(capsys):
 
 @pytest.mark.parametrize("of_the_larger, sentence", [
     ([0.30, 0.31], "the twin is still behind at the largest size, large"),
-    ([0.10, 0.11], "the twin is level from large on")])
+    ([0.10, 0.11], "the interval reaches 0 from large on")])
 def test_from_which_size_the_twin_is_level(of_the_larger, sentence, capsys):
     points = points_of("small", 100, [0.10, 0.11])
     points += points_of("small-twin", 100, [0.30, 0.31], is_causal=True)
@@ -101,5 +101,5 @@ def test_a_point_needs_all_domains():
 
 def test_without_runs_it_says_how_to_make_them(monkeypatch):
     monkeypatch.setattr(run, "read_records", lambda *args, **names: {})
-    with pytest.raises(ValueError, match="no runs of nano yet.*: python experiments/run.py claims"):
+    with pytest.raises(ValueError, match="no runs of nano yet.*run.py causal --model ENCODER"):
         scaling.main(["--model", "nano"])
