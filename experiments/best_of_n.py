@@ -9,8 +9,8 @@ over-optimised.
 The order is known, since nano's world is. The prompts are pairs of the test: two things, which one
 is heavier (or lighter)? To each there are 256 different candidates, of which one in twenty names
 the right thing. The others name the wrong one, both, a third one, or say something else. Every kind
-has up to three idle sentences, so that neither idle talk nor length tells what is right; no answer
-of a training pair has more than one.
+has one to three idle sentences, so that neither idle talk nor length tells what is right; no answer
+of a training pair has more than one of them.
 
 A candidate's score is its win rate, the mean of P(it is better than the reference) over four
 reference answers to the same prompt, made as the candidates are but not among them: in both orders
@@ -84,7 +84,8 @@ def word_in(text: str, words: list[str]) -> str:
 
 
 def answer(rng: random.Random, kind: str, right: str, wrong: str, other: str) -> str:
-    """An answer of a kind, with none to three idle sentences around it."""
+    """An answer of a kind, with one to three idle sentences around it. (Without any there are
+    fewer wordings than wrong answers, and candidates must differ.)"""
     if kind == "right":
         text = rng.choice(microworld.NAMING).format(w=right)
     elif kind == "wrong":
@@ -97,7 +98,7 @@ def answer(rng: random.Random, kind: str, right: str, wrong: str, other: str) ->
     else:
         topic = rng.choice(microworld.TOPICAL).format(k=rng.choice(list(microworld.KINDS)))
         text = rng.choice([topic, *microworld.HELP, *microworld.REFUSALS])
-    for _ in range(rng.randint(0, 3)):
+    for _ in range(rng.randint(1, 3)):
         text = microworld.with_idle(rng, text, microworld.IDLE["test"])
     return text
 
