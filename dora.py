@@ -258,9 +258,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 PEFT_NAMES = {"A": ".lora_A.weight", "B": ".lora_B.weight", "m": ".lora_magnitude_vector"}
 
 
-def save_adapter(model: ModernBERT, folder: str | Path, base: str):
+def save_adapter(model: ModernBERT, folder: str | Path, base: str, revision: str | None = None):
     """Store the adapters of `model` as peft does; `base` is the folder or Hub name of the model
-    that they belong to."""
+    that they belong to, `revision` its commit on the Hub."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     found = adapters(model)
@@ -289,6 +289,7 @@ def save_adapter(model: ModernBERT, folder: str | Path, base: str):
         "auto_mapping": None if has_classifier else base_class,
         "task_type": "SEQ_CLS" if has_classifier else None,
         "base_model_name_or_path": str(base),
+        "revision": revision,
         "r": first.rank,
         "lora_alpha": first.alpha,
         "lora_dropout": 0.0,

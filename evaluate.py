@@ -23,8 +23,8 @@ first formula: with x_ij = s_i - s_j it is the second one, since 1 - sigmoid(-x)
 P > 1/2 exactly where x_ij > x_ji: the sign of x - x.T is the verdict of both orders, and equal
 responses tie exactly.
 
-The file goes in this order: a judged item; the judge; how items become batches of rows, and rows
-judged items; tournaments; stored models; the command line. Benchmarks and their reports are in
+The file goes in this order: a judged item; the judge; tournaments; how items become batches of
+rows, and rows judged items; stored models; the command line. Benchmarks and their reports are in
 infra/.
 """
 
@@ -70,7 +70,13 @@ from infra.ranked_rows import (
     with_ranking,
 )
 from infra.report import report, without_texts
-from infra.results import JudgedSet, check_writable, results_folder, write_results
+from infra.results import (
+    JudgedSet,
+    answers_another,
+    check_writable,
+    results_folder,
+    write_results,
+)
 from infra.stopping import exit_code_of
 from infra.tables import is_table
 from tinyrm import Config, ModernBERT, read_json
@@ -88,6 +94,7 @@ class Judged(NamedTuple):
     item: Item
     log_odds: np.ndarray  # (k, k), at [i, j]: i, shown first, wins over j; 0 on the diagonal
     scores: np.ndarray | None = None  # (k,) of each response alone; None in context "pair"
+    met: np.ndarray | None = None  # (k, k) which were compared; None: each with each
 
     def win_probabilities(self) -> np.ndarray:
         """P(i is better than j) = (sigmoid(x_ij) + 1 - sigmoid(x_ji)) / 2: (k, k), with 1/2 on the
@@ -124,6 +131,18 @@ class Judged(NamedTuple):
         return np.array([math.fsum(row) / len(row) for row in both_orders])
 
 
+    def agreement(self) -> np.ndarray:
+        """The share of a response's comparisons in which both orders name the same winner: (k,); 1
+        for a response without comparisons, and in context "single"."""
+        x = self.log_odds
+        counted = (x != 0) | (x.T != 0)  # equal responses are not asked about
+        if self.met is not None:
+            counted &= self.met
+        agrees = counted & (np.sign(x) == -np.sign(x.T))  # (k, k)
+        count = counted.sum(axis=1)
+        return np.where(count > 0, agrees.sum(axis=1) / np.maximum(count, 1), 1.0)
+
+
 class Ranked(NamedTuple):
     """A response with its place among others. Its numbers speak of this list only."""
 
@@ -133,6 +152,7 @@ class Ranked(NamedTuple):
     win: float  # mean_win_probability
     score: float  # mean_log_odds; in context "single" the score of the response alone
     asked: int  # of the whole list: comparisons, each in both orders; in context "single" scores
+    agree: float  # share of its comparisons in which both orders name the same winner
 
 
 # ------------------------------------------------------------------------------------- the judge
@@ -148,15 +168,18 @@ class RewardModel:
         device: str | torch.device = "cpu",
         about: dict | None = None,
         compiled: bool = False,
+        micro_tokens: int = 0,
     ):
         self.model = model
         self.prompt_format = prompt_format
         self.device = torch.device(device)
         self.about = about  # what `load` knows: name, parameters, weights, format, device
         self.compiled = compiled  # small functions under torch.compile: infra/compiled.py
-        self.budget = GPU_TOKENS  # tokens in a batch
-        if self.device.type == "cpu":
+        self.budget = micro_tokens  # tokens in a batch
+        if not micro_tokens and self.device.type == "cpu":
             self.budget = cpu_tokens(model.config.hidden_size)
+        elif not micro_tokens:
+            self.budget = GPU_TOKENS
         self.single = prompt_format.context == "single"
         self.label_ids = torch.tensor(prompt_format.label_ids, device=self.device)
         self.seen = Counter()  # rows, truncated rows, and pairs that were dropped, by reason
@@ -174,6 +197,7 @@ class RewardModel:
         domain: str | None = None,
         max_length: int | None = None,
         question: str | None = None,
+        micro_tokens: int = 0,
         model_class: type[ModernBERT] = ModernBERT,
         format_class: type[PromptFormat] = PromptFormat,
     ) -> "RewardModel":
@@ -181,7 +205,8 @@ class RewardModel:
         folder (infra/generalist.py), or a Hub name.
 
         The format that a model was trained with is in tinyrm.json, next to its weights; what is
-        given here overrides it. ValueError says what is missing or does not fit."""
+        given here overrides it. `micro_tokens` go through the encoder at once (0: as many as serve
+        the device). ValueError says what is missing or does not fit."""
         given = {
             "template": template,
             "context": context,
@@ -193,7 +218,10 @@ class RewardModel:
         folder, base = stored_folders(name)
         if generalist.is_generalist(folder):
             machine = pick_device(device, dtype, compile)
-            return open_generalist(name, folder, given, machine, model_class, format_class)
+            judge = open_generalist(name, folder, given, machine, model_class, format_class)
+            for one in (judge, *judge.specialists.values()):
+                one.budget = micro_tokens or one.budget
+            return judge
 
         # the weights
         settings = stored_settings(str(name), folder, base)
@@ -212,7 +240,7 @@ class RewardModel:
 
         weights = weights_version(folder, base)
         about = about_judge(name, [model], weights, prompt_format, machine)
-        return cls(model, prompt_format, machine.device, about, machine.compiled)
+        return cls(model, prompt_format, machine.device, about, machine.compiled, micro_tokens)
 
     def compare(
         self,
@@ -293,8 +321,9 @@ class RewardModel:
     def score_rows(self, rows: list[Row]) -> dict[tuple, float]:
         """{the tokens of a row: its log-odds}.
 
-        Equal rows are asked once, and all in an order of their own, by length: what a row scores
-        does not depend on the order of the items."""
+        Equal rows are asked once, and all in an order of their own, by length. Items in another
+        order stand in other chunks with other neighbours, which moves a score by rounding (how much
+        is at the top of tinyrm.py)."""
         distinct = {tuple(row.tokens): row for row in rows}
         shortest_first = sorted(distinct, key=lambda tokens: (len(tokens), tokens))
 
@@ -309,11 +338,16 @@ class RewardModel:
     @torch.inference_mode()
     def score_batch(self, batch: Batch) -> list[float]:
         """The log-odds of label 0 over label 1 in each row of a batch: B numbers. ValueError if one
-        is not finite."""
-        with compiled_functions(self.compiled):
-            h = self.model(batch.tokens, batch.starts, batch.read_at)  # (B, D)
-            logits = self.model.logits(h, self.label_ids)  # (B, 2), also of head "cls"
-        logits = logits.double().cpu()
+        is not finite, or if the GPU has not the memory for the batch."""
+        try:
+            with compiled_functions(self.compiled):
+                h = self.model(batch.tokens, batch.starts, batch.read_at)  # (B, D)
+                logits = self.model.logits(h, self.label_ids)  # (B, 2), also of head "cls"
+            logits = logits.double().cpu()
+        except torch.OutOfMemoryError:
+            raise ValueError(f"out of GPU memory in a batch of {len(batch.tokens):,} tokens: give "
+                             "--micro-tokens below that, or RewardModel.load(micro_tokens=...)"
+                             ) from None
         log_odds = logits[:, 0] - logits[:, 1]  # (B,)
         if not log_odds.isfinite().all():
             name = "the model" if self.about is None else self.about["model"]
@@ -402,6 +436,7 @@ def ranking(judged: Judged, asked: int) -> list[Ranked]:
     """The responses of a judged item, best first; equals in the order of their texts."""
     wins = judged.mean_win_probability()  # (k,)
     standing = judged.standing()  # (k,)
+    agreement = judged.agreement()  # (k,)
     scores = judged.scores  # of context "single"
     if scores is None:
         scores = judged.mean_log_odds()
@@ -410,8 +445,8 @@ def ranking(judged: Judged, asked: int) -> list[Ranked]:
     ranked = []
     for index, response in enumerate(judged.item.responses):
         rank = 1 + int((standing > standing[index]).sum())
-        win, score = float(wins[index]), float(scores[index])
-        ranked.append(Ranked(rank, index, response, win, score, asked))
+        win, score, agree = float(wins[index]), float(scores[index]), float(agreement[index])
+        ranked.append(Ranked(rank, index, response, win, score, asked, agree))
     return sorted(ranked, key=lambda one: (one.rank, one.response))
 
 
@@ -476,7 +511,8 @@ class Tournament:
         table = np.where(self.played, self.log_odds, scores[:, None] - scores[None, :])
         place = {text: index for index, text in enumerate(self.item.responses)}
         places = [place[response] for response in item.responses]
-        return Judged(item, table[np.ix_(places, places)])
+        met = self.played[np.ix_(places, places)] > 0
+        return Judged(item, table[np.ix_(places, places)], met=met)
 
 
 def play(tournaments: list[Tournament], judge: Callable):
@@ -634,6 +670,9 @@ def weights_folder(folder: Path) -> Path:
     for name in ("model", "adapter"):
         if (folder / name).is_dir():
             return folder / name
+    if (folder / "run.json").is_file():
+        raise ValueError(f"{folder}: this run is not finished: go on with python train.py --resume "
+                         f"{folder}")
     return folder
 
 
@@ -789,6 +828,9 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu or cuda (default: auto, cuda where there is)")
     add("--dtype", default="auto",
         help="auto, fp32 or bf16 (default: auto, bf16 on CUDA, else fp32)")
+    add("--micro-tokens", type=int, default=0, metavar="N",
+        help="tokens at once on the device: lower it where memory runs out (default: 0, as many as "
+             "serve the device)")
     add("--compile", action="store_true",
         help="small functions under torch.compile; no GPU has measured it yet")
 
@@ -829,6 +871,8 @@ def parse(argv: list[str] | None, program: str = OURS.evaluate) -> argparse.Name
                          "PROMPT RESPONSE RESPONSE, or --rank IN OUT; see --help")
     if args.limit < 0:
         raise ValueError(f"--limit {args.limit}: give a positive number, or 0 for all")
+    if args.micro_tokens < 0:
+        raise ValueError(f"--micro-tokens {args.micro_tokens}: give a positive number, or 0")
     if args.max_length is not None and args.max_length < 16:
         raise ValueError(f"--max-length {args.max_length}: give 16 or more")
     if args.question is not None and not args.question.strip():
@@ -847,10 +891,14 @@ def parse(argv: list[str] | None, program: str = OURS.evaluate) -> argparse.Name
     if args.against and len(args.data) != 1:
         raise ValueError("--against: give the one file or benchmark that these scores are of")
 
-    # found out now, and not when all is judged
+    # found out now, and not when a model is loaded or all is judged
+    pick_device(args.device, args.dtype)
     if args.data:
         if args.out is None:
             args.out = results_folder(args.models, args.data, what_was_asked(args))
+        elif answers_another(args.out / "results.json", what_was_asked(args)):
+            raise ValueError(f"--out {args.out} has the results of something else: give another "
+                             "folder, or remove its results.json")
         check_writable(args.out)
     if args.rank:
         if len(args.models) > 1:
@@ -871,6 +919,7 @@ def load_judge(name: str, args: argparse.Namespace, model_class: type[ModernBERT
         domain=args.domain,
         max_length=args.max_length,
         question=args.question,
+        micro_tokens=args.micro_tokens,
         model_class=model_class,
         format_class=format_class,
     )
@@ -892,6 +941,7 @@ def answer(reward_model: RewardModel, args: argparse.Namespace):
         print_ranking_as_json(reward_model, prompt, responses)
     else:
         print_ranking(reward_model, prompt, responses)
+    tell_of_cuts(reward_model)
 
 
 def print_ranking(reward_model: RewardModel, prompt: str, responses: list[str]):
@@ -919,16 +969,25 @@ def rank_rows(reward_model: RewardModel, source: str, out: str):
     if source == STREAM:
         at_a_time = 1
 
-    with open_out(out, rows, judge) as file, tqdm(disable=None, leave=False) as bar:
+    with open_out(out, rows, judge) as output, tqdm(disable=None, leave=False) as bar:
         while True:
-            some = list(islice(rows, at_a_time))
+            some = list(islice(output.rows, at_a_time))
             if not some:
                 break
             rankings = reward_model.rank_items([row.item for row in some])
             for row, ranked in zip(some, rankings, strict=True):
-                file.write(with_ranking(row.row, ranked, judge).encode())
-            file.flush()
+                output.file.write(with_ranking(row.row, ranked, judge).encode())
+            output.file.flush()
             bar.update(len(some))
+    tell_of_cuts(reward_model)
+
+
+def tell_of_cuts(reward_model: RewardModel):
+    """A line on standard error where rows did not fit."""
+    cut = reward_model.seen["truncated rows"]
+    if cut:
+        print(f"{cut:,} of {reward_model.seen['rows']:,} rows were cut to "
+              f"{reward_model.prompt_format.max_length} tokens (--max-length)", file=sys.stderr)
 
 
 def what_was_asked(args: argparse.Namespace) -> dict:

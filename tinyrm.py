@@ -749,8 +749,8 @@ WIDE = 512  # inputs of a product; with fewer, reordering gains nothing
 
 @cache
 def reordered_dtypes() -> tuple:
-    """In which oneDNN can keep weights in its own order here: on x86, in a torch that was built
-    with it."""
+    """The precisions in which oneDNN can keep weights in its own order here: on x86, in a torch
+    that was built with it."""
     built = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     if not built or platform.machine() not in ("x86_64", "AMD64"):
         return ()

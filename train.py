@@ -26,11 +26,22 @@ import torch.nn.functional as F
 
 import dora
 import tinyrm
-from data import DOMAINS, Batch, Pair, PromptFormat, load_tokenizer, make_micro_batches, pack
+from data import (
+    DOMAINS,
+    Batch,
+    Pair,
+    PromptFormat,
+    check_template,
+    domain_names,
+    load_tokenizer,
+    make_micro_batches,
+    pack,
+)
 from infra import distributed, flags, hub, plan, run_folder, sources
 from infra.flags import OURS, Programs, flag
 from infra.machine import peak_bytes, pick_device, pick_micro_tokens
 from infra.prefetch import one_ahead
+from infra.printed import few_of
 from infra.progress import show_progress, timed
 from infra.run_folder import RunFolder
 from infra.sources import PairSets
@@ -47,7 +58,7 @@ class Settings:
     domain=) and stored with the run."""
 
     domain: str = flag("", "the domain of a specialist, or all for a generalist; must be given",
-                       lambda: [*DOMAINS, "all"])
+                       domain_names)
     model: str = flag("auto", "nano-instruct, nano, base, large, large-instruct, ettin-17m ... "
                               "ettin-1b, a folder or a Hub name; auto: large with CUDA, else "
                               "nano-instruct", group="files")
@@ -74,7 +85,7 @@ class Settings:
     held_out: float = flag(-1.0, "pairs kept back to judge by: a share below 1, or a number; "
                                  "-1: a fifth, at most 200", least=-1)
     micro_tokens: int = flag(0, "tokens at once on the device; 0: by its memory. Changes memory "
-                                "and speed, not the result", least=0, group="machine")
+                                "and speed, the result by rounding alone", least=0, group="machine")
     checkpoint_layers: bool = flag(False, "recompute layers in the backward pass: less memory",
                                    group="machine")
     device: str = flag("auto", "auto, cpu, cuda", group="machine")
@@ -116,7 +127,7 @@ RECIPES = {
         "chat": {"adapter": "full", "freeze": 2, "lr": 7.64178e-5},
         "all": {**DORA_128, "freeze": 19, "lr": 2.138168e-5},
     },
-    "nano": {  # ours, measured in nano/README.md
+    "nano": {  # ours; nano/README.md measured four passes in every domain
         "reasoning": {**NANO, "epochs": 3.0},  # so that the main job takes half a minute
         "all": NANO,
     },
@@ -299,17 +310,17 @@ def train_step(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_forma
     distributed.all_reduce(sums)
     for p in params:
         distributed.all_reduce(p.grad)
-    loss, correct, rows, tokens = sums.tolist()
+    loss, correct, all_rows, all_tokens = sums.tolist()
 
     # Divide by the rows that there were (a dropped pair has none), and clip the norm to 1.
-    divisor = max(rows, 1)
+    divisor = max(all_rows, 1)
     for p in params:
         p.grad.div_(divisor)
     norm = torch.nn.utils.clip_grad_norm_(params, 1.0).item()
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise NotFinite(f"loss {loss} with gradient norm {norm:.3g} at rate {rate:.3g}: lower --lr")
     optimizer.step()
-    return StepResult(loss / divisor, correct / divisor, norm, int(rows), int(tokens))
+    return StepResult(loss / divisor, correct / divisor, norm, int(all_rows), int(all_tokens))
 
 
 # ----------------------------------------------------------------------------------------- batches
@@ -384,7 +395,7 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
     quarters = {round(steps / 4), round(steps / 2), round(3 * steps / 4)} - {steps}
     pairs_of_steps = step_pairs(pairs.train, settings.batch_size // 2, range(done, steps),
                                 settings.seed)
-    rows_seen, timings = 0, []
+    timings = []
     with stop_on_signal() as stop, show_progress(steps, done) as show:
         began = time.time()
         # the next step's rows are tokenised while the device works
@@ -394,10 +405,10 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
                 result = train_step(model, optimizer, prompt_format,
                                     timed(batches, timings, steps - done), rate)
             except NotFinite as error:
-                lines = "; ".join(where)
-                raise ValueError(f"step {done + 1}: {error}; the rows were {lines}") from None
+                raise ValueError(f"step {done + 1}: {error}; its pairs here: {few_of(where)}"
+                                 ) from None
             done += 1
-            rows_seen += result.rows
+            run.record["rows"] += result.rows
 
             line = {"step": done, **result._asdict(), "lr": rate, "seconds": time.time() - began,
                     "peak_bytes": peak_bytes(device)}
@@ -414,7 +425,7 @@ def train(model: ModernBERT, optimizer: torch.optim.Optimizer, prompt_format: Pr
                 return stop.exit_code
             began = time.time()
 
-    if rows_seen == 0 and run.steps_done < steps:
+    if run.record["rows"] == 0:
         raise ValueError("nothing was trained on: in every pair both responses are the same, at "
                          "least after truncation; see --max-length")
     run.save(steps)
@@ -440,6 +451,7 @@ def choose_settings(given: dict, on_gpu: bool, config_class: type[Config]) -> Se
                          "an even number")
     if "question" in given and not given["question"].strip():
         raise ValueError("--question is empty: give a text, or leave it out for the domain's own")
+    check_template(flags_or_defaults.template, flags_or_defaults.context)
 
     model, data_names = flags_or_defaults.model, list(flags_or_defaults.data)
     reason = ""
@@ -453,6 +465,9 @@ def choose_settings(given: dict, on_gpu: bool, config_class: type[Config]) -> Se
         data_names = ["nano"] if model in hub.NANOS else ["hub"]
 
     distributed.log(f"model {model}, data {' '.join(data_names)}{reason}")
+    if flags_or_defaults.model == "auto" and model in hub.NANOS and data_names != ["nano"]:
+        distributed.log(f"{model} knows its invented world alone: for other texts give --model "
+                        "ettin-17m, base or large")
     folder = plan.fetch(model, data_names, flags_or_defaults.domain, flags_or_defaults.revision)
     config = tinyrm.read_config(folder, config_class)
     recipe = recipe_for(config, flags_or_defaults.domain)

@@ -5,7 +5,8 @@
     curl localhost:8000/compare -d '{"prompt": "What is 2 + 2?", "a": "4", "b": "5"}'
         {"probability": 0.98}                   # that a is better
     curl localhost:8000/rank -d '{"prompt": "What is 2 + 2?", "responses": ["5", "4"]}'
-        {"best": 1, "ranks": [2, 1], "wins": [0.02, 0.98], "scores": [-1.9, 1.9], "asked": 1}
+        {"best": 1, "ranks": [2, 1], "wins": [0.02, 0.98], "scores": [-1.9, 1.9],
+         "agree": [1.0, 1.0], "asked": 1}
     curl localhost:8000/health
         {"model": "runs/NAME", "waiting": 0}
 

@@ -62,7 +62,9 @@ def parse(settings_class: type, argv: Sequence[str] | None, description: str,
     groups["files"].add_argument("--resume", metavar="DIR",
                                  help="go on with the run in DIR as it was begun; --data says "
                                       "where its pairs have moved")
-    groups["files"].add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    groups["files"].add_argument("--dry-run", action="store_true",
+                                 help="print the plan and stop; what the run needs from the Hub "
+                                      "is fetched first")
     given = vars(parser.parse_args(argv))
     resume = given.pop("resume")
     dry_run = given.pop("dry_run")

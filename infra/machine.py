@@ -276,12 +276,12 @@ class TokenBudget(NamedTuple):
 
 def pick_micro_tokens(asked: int, model: ModernBERT, machine: Machine) -> TokenBudget:
     """How many tokens go through the model at once; `asked` beats what the memory suggests. It
-    changes memory and speed, not the result."""
+    changes memory and speed, the result by rounding alone."""
     if asked:
         return TokenBudget(asked, "asked for")
     if not machine.on_gpu:
         tokens = cpu_tokens(model.config.hidden_size)
-        return TokenBudget(tokens, "a processor is no faster with more")
+        return TokenBudget(tokens, "a processor is no faster, or slower, with more")
     memory = memory_of(model, machine.dtype)
     free = torch.cuda.mem_get_info(machine.device)[0]  # the weights are there already
     free -= sum(size for what, size in memory.fixed.items() if what != "weights")

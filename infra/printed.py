@@ -24,6 +24,14 @@ def show(reports: list[dict]) -> str:
     return "\n".join(text)
 
 
+def few_of(names: list[str]) -> str:
+    """The first five, and how many more there are."""
+    shown = "; ".join(names[:5])
+    if len(names) > 5:
+        shown += f" and {len(names) - 5} more"
+    return shown
+
+
 def plural(number: float, noun: str) -> str:
     """1 row, 2 rows."""
     if number == 1:

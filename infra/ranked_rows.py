@@ -6,6 +6,7 @@
                  "ranks": [2, 1],            # from 1; equals share a rank
                  "wins": [0.1, 0.9],         # chance of beating each of the others, on average
                  "scores": [-1.1, 1.1],      # log-odds; in context "single" scores
+                 "agree": [1.0, 1.0],        # share of its comparisons that agree in both orders
                  "asked": 1,                 # comparisons; in context "single" scores
                  "judge": "sha256 ..."}}     # the weights and the format that judged
 
@@ -17,6 +18,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -58,6 +60,11 @@ def parse_row(row: dict, where: str) -> Item:
     if not isinstance(responses, list) or not responses:
         raise ValueError(f'{where}: "responses": give a list of strings, not an empty one')
 
+    try:
+        json.dumps(row)
+    except TypeError as error:  # a date or bytes of a parquet file
+        raise ValueError(f"{where}: {error}: leave that column out") from None
+
     texts = tuple(to_text(text, f'{where}: a response') for text in responses)
     prompt = to_text(row.get("prompt"), f'{where}: "prompt"')
     return Item(prompt, texts, domain=parse_domain(row, where), where=where)
@@ -71,6 +78,7 @@ def ranking_of(ranked: list) -> dict:
         "ranks": [one.rank for one in in_given_order],
         "wins": [one.win for one in in_given_order],
         "scores": [one.score for one in in_given_order],
+        "agree": [one.agree for one in in_given_order],
         "asked": ranked[0].asked,
     }
 
@@ -107,14 +115,21 @@ def check_rank_files(source: str, out: str) -> None:
         raise ValueError(f"{out} is what is read: give another file to write")
 
 
+class Output(NamedTuple):
+    """Where rankings are written."""
+
+    file: BinaryIO
+    rows: Iterator[RowToRank]  # those that it does not have yet
+
+
 @contextmanager
-def open_out(out: str, rows: Iterator[RowToRank], judge: str) -> Iterator[BinaryIO]:
-    """Where lines are written, behind the whole ones that are there. The rows of these are taken
-    from `rows`; a half-written last line is removed. ValueError if they are not those of `rows`, or
-    were ranked by another judge."""
+def open_out(out: str, rows: Iterator[RowToRank], judge: str) -> Iterator[Output]:
+    """OUT, to be written behind the whole lines that are there; the rows of these are taken from
+    `rows`, and a half-written last line is removed. ValueError if what is there is not a beginning
+    of what would be written, or was ranked by another judge, and if the disk is full."""
     if out == STREAM:
         try:
-            yield sys.stdout.buffer
+            yield Output(sys.stdout.buffer, rows)
         except BrokenPipeError:
             # what is left in the buffer has nowhere to go
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -125,13 +140,32 @@ def open_out(out: str, rows: Iterator[RowToRank], judge: str) -> Iterator[Binary
     with open(out, "r+b") as file:
         whole = 0  # bytes
         for number, line in enumerate(file, 1):
+            expected = next(rows, None)
             if not line.endswith(b"\n"):
+                check_half_line(line, f"{out}, line {number}", expected)
+                rows = chain([expected], rows)
                 break
-            check_line(line, f"{out}, line {number}", next(rows, None), judge)
+            check_line(line, f"{out}, line {number}", expected, judge)
             whole += len(line)
         file.seek(whole)
         file.truncate()
-        yield file
+        try:
+            yield Output(file, rows)
+        except OSError as error:
+            if error.filename is not None:  # another file
+                raise
+            raise ValueError(f"{out}: {error.strerror}: make room, and give the same command "
+                             "again") from None
+
+
+def check_half_line(line: bytes, where: str, expected: RowToRank | None) -> None:
+    """Whether a line that was cut begins as the expected row does."""
+    begins = b""
+    if expected is not None:
+        begins = json.dumps(expected.row).removesuffix("}").encode()
+    shared = min(len(line), len(begins))
+    if not shared or line[:shared] != begins[:shared]:
+        raise ValueError(f"{where} is no row of what is read: remove the file, or give another")
 
 
 def check_line(line: bytes, where: str, expected: RowToRank | None, judge: str) -> None:

@@ -185,6 +185,7 @@ def choose_matmul_backend(record: dict, model: ModernBERT, machine: Machine) -> 
 def check_record(path: str, record: dict, now: dict):
     """ValueError where run.json is not what this run wrote, or what it rests on has changed."""
     record.setdefault("dtype", now["dtype"])
+    record.setdefault("rows", 1)  # of a run that began when they were not counted
     for key, value in now.items():
         if type(record.get(key)) is not type(value):
             raise ValueError(f"{path}/run.json: {key} is damaged: restore it, or begin a new run")
@@ -238,6 +239,7 @@ def new_record(settings: Any, machine: Machine, model_folder: Path, pairs: PairS
         "parameters": sizes.all,
         "versions": {name: version(name) for name in PACKAGES},
         "revisions": revisions,
+        "rows": 0,  # that were trained on
         "dropped": {},
         "result": {},
     }
@@ -453,8 +455,10 @@ class RunFolder:
 
         adapter = bool(dora.adapters(self.model))
         if adapter:
+            base = adapter_base(self.record["base"])
+
             def save_adapter(folder):
-                dora.save_adapter(self.model, folder, self.record["base"])
+                dora.save_adapter(self.model, folder, base, commit_of(model_folder))
 
             self.store("adapter", save_adapter, prompt_format, model_folder)
             dora.merge(self.model)
@@ -475,7 +479,7 @@ class RunFolder:
                         f"{result['accuracy_after']:.3f} [{low:.3f}, {high:.3f}] on {result['n']} "
                         "pairs (95 % interval)")
         distributed.log(f"{accuracy}; {result['seconds']:.0f} s of training, "
-                        f"{time.time() - self.began:.0f} s in all")
+                        f"{time.time() - self.began:.0f} s with judging and saving in this process")
         what = "model and adapter" if adapter else "model"
         distributed.log(f"saved {self.path}/{what}; judge with: {self.programs.evaluate} "
                         f"{self.path} FILE.jsonl")
@@ -495,6 +499,15 @@ class RunFolder:
                               self.programs.evaluate, adapter=name == "adapter")
             (folder / "README.md").write_text(card, encoding="utf-8")
             write_json(folder / "tinyrm.json", prompt_format.settings())
+
+
+def adapter_base(base: str) -> str:
+    """The base of an adapter as peft finds it from anywhere: the whole path of a folder, also for
+    our short names of shipped ones, else the name on the Hub."""
+    folder = Path(MODEL_NAMES.get(base, base))
+    if folder.is_dir():
+        return str(folder.resolve())
+    return base
 
 
 def step_of(state: Path) -> int | None:

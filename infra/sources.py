@@ -22,7 +22,7 @@ import torch
 from huggingface_hub import constants
 
 import data
-from data import Pair
+from data import SKYWORK, Pair
 from infra.benchmarks import BENCHMARKS
 from infra.hub import ROOT, Snapshot, Wanted, download, fetch_dataset, parse_revisions
 from infra.pairs import (
@@ -39,7 +39,6 @@ from infra.pairs import (
 )
 from infra.tables import has_known_ending, is_table, read_rows
 
-SKYWORK = "Skywork/Skywork-Reward-Preference-80K-v0.2"
 PKU = "PKU-Alignment/PKU-SafeRLHF-30K"
 WEBGPT = "openai/webgpt_comparisons"
 

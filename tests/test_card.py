@@ -24,7 +24,7 @@ FORMATS = {
     "cloze": {},
     "generalist": {"domain": "all"},
     "single": {"context": "single"},
-    "cls": {"head": "cls"},
+    "cls": {"head": "cls", "model": "nano"},  # by its short name
     "single cls": {"context": "single", "head": "cls"},
 }
 

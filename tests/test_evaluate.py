@@ -824,6 +824,7 @@ def test_a_prompt_that_is_too_long_does_not_end_a_run(tiny, tmp_path, capsys):
     ["nowhere", "ok.jsonl"],
     ["MODEL", "missing.jsonl"],
     ["MODEL", "ok.jsonl", "--device", "tpu"],
+    ["MODEL", "ok.jsonl", "--micro-tokens", "-1"],
     ["MODEL", "ok.jsonl", "--out", "ok.jsonl"],
     ["MODEL", "ok.jsonl", "--out", "ok.jsonl/x"],
     ["MODEL", "ok.jsonl", "--limit", "-1"],
@@ -842,6 +843,61 @@ def test_bad_usage_is_one_line_and_leaves_nothing(tiny, tmp_path, monkeypatch, a
         evaluate.main([str(tiny) if arg == "MODEL" else arg for arg in args])
     assert "\n" not in str(error.value), error.value
     assert [path.name for path in tmp_path.iterdir()] == ["ok.jsonl"]
+
+
+@pytest.mark.parametrize("flag, value", [("--device", "tpu"), ("--dtype", "fp64")])
+def test_a_machine_that_is_none_is_named_before_a_model_is_looked_for(tmp_path, flag, value):
+    file = write(tmp_path / "ok.jsonl", random_pairs(3))
+    with pytest.raises(ValueError, match=f"{flag} {value}: give auto"):
+        evaluate.main(["no-model", str(file), flag, value])
+
+
+def test_a_folder_with_other_results_is_not_written_over(tiny, tmp_path):
+    one, two = (write(tmp_path / name, random_pairs(3)) for name in ("one.jsonl", "two.jsonl"))
+    out = ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    evaluate.main([str(tiny), str(one), *out])
+    before = (tmp_path / "out/results.json").read_text()
+    with pytest.raises(ValueError, match="--out .*out has the results of something else"):
+        evaluate.main([str(tiny), str(two), *out])
+    assert (tmp_path / "out/results.json").read_text() == before
+    evaluate.main([str(tiny), str(one), *out])  # the same question may be asked again
+
+
+def test_a_run_that_is_not_finished_says_so(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")
+    with pytest.raises(ValueError, match="run: this run is not finished: go on with .* --resume"):
+        RewardModel.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("tokens", [1, 100])
+def test_the_tokens_of_a_batch_can_be_chosen(tiny, tokens):
+    usual = RewardModel.load(tiny, device="cpu")
+    chosen = RewardModel.load(tiny, device="cpu", micro_tokens=tokens)
+    sizes = []
+    score_batch = chosen.score_batch
+
+    def noting(batch):
+        sizes.append((len(batch.tokens), len(batch.starts) - 1))
+        return score_batch(batch)
+
+    chosen.score_batch = noting
+    lists = ["one"] * 5, [f"two {i}" for i in range(5)], ["three"] * 5
+    assert chosen.compare(*lists) == pytest.approx(usual.compare(*lists), abs=1e-5)
+    # the row that reaches over the edge is in too
+    assert all(count <= tokens + count / rows + 5 for count, rows in sizes) and len(sizes) > 1
+
+
+def test_a_batch_beyond_the_memory_names_the_flag(tiny, monkeypatch):
+    model = RewardModel.load(tiny, device="cpu")
+
+    def full(*args):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(model.model, "forward", full)
+    with pytest.raises(ValueError, match=r"out of GPU memory in a batch of [\d,]+ tokens: give "
+                                         "--micro-tokens"):
+        model.compare("one", "two", "three")
 
 
 def test_flags_are_not_abbreviated(tiny, pairs_file):

@@ -3,14 +3,19 @@
     python -m pytest tests/test_rank.py
 """
 
+import datetime
+import errno
 import gzip
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from conftest import NUMBERS
 
@@ -87,6 +92,34 @@ def test_neighbours_by_the_score_meet():
     tournament.add((0, 1), Judged(None, np.array([[0, -4.0], [4, 0]])))  # b 2, a -2
     tournament.add((2, 3), Judged(None, np.array([[0, -2.0], [2, 0]])))  # d 1, c -1
     assert tournament.next_games() == [(1, 3), (2, 0)]
+
+
+def test_agreement_counts_comparisons_whose_orders_name_the_same_winner():
+    # a beats b in both orders; a against c: whoever stands first wins; b and c are equal texts
+    x = np.array([[0.0, 1.0, 2.0], [-1.0, 0.0, 0.0], [3.0, 0.0, 0.0]])
+    judged = Judged(Item("one", ("a", "b", "c")), x)
+    assert judged.agreement().tolist() == [0.5, 1.0, 0.0]
+    # only what was compared counts
+    met = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
+    assert judged._replace(met=met).agreement().tolist() == [1.0, 1.0, 1.0]
+    assert Judged(Item("one", ("a",)), np.zeros((1, 1))).agreement().tolist() == [1.0]
+
+
+def test_agreement_of_a_tournament_is_of_what_was_played(judge):
+    item = Item("one", tuple(texts(12)))
+    (whole,) = judge.judge([item])
+    by_text = {one.response: one.agree for one in judge.rank("one", texts(12))}
+    tournament = Tournament.of(item)
+    play([tournament], judge.judge)
+    place = {text: index for index, text in enumerate(item.responses)}
+    for i, text in enumerate(tournament.item.responses):
+        opponents = np.flatnonzero(tournament.played[i])
+        same = 0
+        for j in opponents:
+            a, b = place[text], place[tournament.item.responses[j]]
+            same += (whole.log_odds[a, b] > 0) == (whole.log_odds[b, a] < 0)
+        assert by_text[text] == pytest.approx(same / len(opponents))
+    assert set(by_text.values()) != {1.0}  # this judge has a position bias
 
 
 def test_8_responses_are_compared_each_with_each_and_9_are_not(judge):
@@ -193,17 +226,21 @@ def test_rows_come_back_whole_with_a_ranking(judge, rows, ranked):
         assert ranking["best"] == expected[0].index
         assert ranking["asked"] == expected[0].asked
         for one in expected:
+            assert ranking["agree"][one.index] == one.agree
+        for one in expected:
             assert ranking["ranks"][one.index] == one.rank
             assert ranking["wins"][one.index] == pytest.approx(one.win, abs=1e-6)
             assert ranking["scores"][one.index] == pytest.approx(one.score, abs=1e-5)
 
 
-@pytest.mark.parametrize("whole, half", [(0, ""), (2, ""), (2, '{"id": 7, "pro'), (4, "")])
+@pytest.mark.parametrize("whole, half", [(0, 0), (2, 0), (0, 1), (2, 15), (2, -1), (4, 0)])
 def test_a_file_resumes_after_its_last_whole_line(ranked, monkeypatch, whole, half):
+    """`half`: so many characters of the next line are there too."""
     _, out, flags = ranked
     before = out.read_text()
-    lines = before.splitlines(keepends=True)
-    out.write_text("".join(lines[:whole]) + half)
+    lines = [*before.splitlines(keepends=True), ""]
+    out.write_text("".join(lines[:whole]) + lines[whole][:half])
+    lines.pop()
 
     asked = []
     rank_items = RewardModel.rank_items
@@ -229,6 +266,46 @@ def test_the_lines_of_other_rows_or_of_another_judge_are_not_gone_on_with(ranked
     with pytest.raises(ValueError, match="out.jsonl, line 1 is not .*in.jsonl, line 1 of"):
         evaluate.main(flags)
     assert out.read_text() == before
+
+
+@pytest.mark.parametrize("foreign", ['{"years of": "work"}', "work", '{"io', "\x00"])
+def test_a_line_of_something_else_is_not_taken_for_a_half_written_one(ranked, foreign):
+    _, out, flags = ranked
+    for content in (foreign, out.read_text() + foreign):  # with and without lines of ours before it
+        out.write_text(content)
+        with pytest.raises(ValueError, match=r"out.jsonl, line \d is no row of what is read"):
+            evaluate.main(flags)
+        assert out.read_text() == content
+        out.write_text("")
+        evaluate.main(flags)
+
+
+def test_a_full_disk_ends_a_ranking_with_a_line_that_says_how_to_go_on(ranked, monkeypatch):
+    _, out, flags = ranked
+    out.write_text("")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluate, "with_ranking", full)
+    with pytest.raises(ValueError, match="out.jsonl: No space left on device: make room"):
+        evaluate.main(flags)
+
+
+def test_rows_that_are_no_json_are_named_before_the_work_begins(tmp_path):
+    table = pyarrow.table({"prompt": ["a"], "responses": [["b", "c"]],
+                           "day": [datetime.date(2026, 1, 2)]})
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
+    with pytest.raises(ValueError, match="in.parquet, .*date.*: leave that column out"):
+        evaluate.main(["no-model", "--rank", str(tmp_path / "in.parquet"),
+                       str(tmp_path / "out.jsonl")])
+
+
+def test_rows_that_were_cut_are_counted_on_standard_error(ranked, capsys):
+    _, out, flags = ranked
+    out.write_text("")
+    evaluate.main([*flags, "--max-length", "40"])
+    assert re.search(r"\d+ of \d+ rows were cut to 40 tokens", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("row, message", [
