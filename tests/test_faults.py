@@ -190,6 +190,35 @@ def test_a_run_that_trains_on_nothing_does_not_succeed(flags, tmp_path):
         train.main(flags(data=same, held_out=2))
 
 
+def test_a_run_that_trains_on_nothing_does_not_succeed_when_it_is_resumed(flags, tmp_path):
+    same = tmp_path / "same.jsonl"
+    rows = [{"prompt": f"{i}?", "chosen": "one", "rejected": "one"} for i in range(12)]
+    same.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="nothing was trained on"):
+        train.main(flags(data=same, held_out=2, save_minutes=0))
+    assert list((tmp_path / "run/state").iterdir())  # of the last step
+    with pytest.raises(ValueError, match="nothing was trained on"):
+        train.main(["--resume", str(tmp_path / "run")])
+
+
+def test_a_run_that_trained_on_something_may_end_in_steps_without_rows(flags, tmp_path,
+                                                                       monkeypatch):
+    train_step, steps = train.train_step, []
+
+    def stop_before_the_second(*args):
+        if steps:
+            raise KeyboardInterrupt
+        steps.append(1)
+        return train_step(*args)
+
+    monkeypatch.setattr(train, "train_step", stop_before_the_second)
+    with pytest.raises(SystemExit):
+        train.main(flags(max_steps=2, save_minutes=0))
+    monkeypatch.setattr(train, "train_step", lambda *args: train_step(*args)._replace(rows=0))
+    train.main(["--resume", str(tmp_path / "run")])
+    assert (tmp_path / "run/model/model.safetensors").exists()
+
+
 def test_without_held_out_pairs_there_is_no_accuracy(flags, tmp_path, capsys):
     train.main(flags(held_out=0))
     text = (tmp_path / "run/run.json").read_text()
