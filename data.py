@@ -204,13 +204,6 @@ TEMPLATES = {
 }
 
 
-def check_template(template: str, context: str) -> None:
-    """ValueError, with those that there are, if there is no such template for the context."""
-    if (template, context) not in TEMPLATES:
-        known = ", ".join(f"{template} for {context}" for template, context in TEMPLATES)
-        raise ValueError(f"no template {template} for context {context}: use {known}")
-
-
 # ----------------------------------------------------------------------------------- the tokenizer
 
 
@@ -343,7 +336,9 @@ class PromptFormat:
     question: str = ""  # asked about every pair; "": that of the domain
 
     def __post_init__(self):
-        check_template(self.template, self.context)
+        if (self.template, self.context) not in TEMPLATES:
+            known = ", ".join(f"{template} for {context}" for template, context in TEMPLATES)
+            raise ValueError(f"no template {self.template} for context {self.context}: use {known}")
         if self.head not in ("cloze", "cls"):
             raise ValueError(f"no head {self.head}: use cloze or cls")
         if self.domain != "all" and self.domain not in DOMAINS:

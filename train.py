@@ -26,17 +26,7 @@ import torch.nn.functional as F
 
 import dora
 import tinyrm
-from data import (
-    DOMAINS,
-    Batch,
-    Pair,
-    PromptFormat,
-    check_template,
-    domain_names,
-    load_tokenizer,
-    make_micro_batches,
-    pack,
-)
+from data import DOMAINS, Batch, Pair, PromptFormat, load_tokenizer, make_micro_batches, pack
 from infra import distributed, flags, hub, plan, run_folder, sources
 from infra.flags import OURS, Programs, flag
 from infra.machine import peak_bytes, pick_device, pick_micro_tokens
@@ -58,7 +48,7 @@ class Settings:
     domain=) and stored with the run."""
 
     domain: str = flag("", "the domain of a specialist, or all for a generalist; must be given",
-                       domain_names)
+                       lambda: [*DOMAINS, "all"])
     model: str = flag("auto", "nano-instruct, nano, base, large, large-instruct, ettin-17m ... "
                               "ettin-1b, a folder or a Hub name; auto: large with CUDA, else "
                               "nano-instruct", group="files")
@@ -451,7 +441,6 @@ def choose_settings(given: dict, on_gpu: bool, config_class: type[Config]) -> Se
                          "an even number")
     if "question" in given and not given["question"].strip():
         raise ValueError("--question is empty: give a text, or leave it out for the domain's own")
-    check_template(flags_or_defaults.template, flags_or_defaults.context)
 
     model, data_names = flags_or_defaults.model, list(flags_or_defaults.data)
     reason = ""
