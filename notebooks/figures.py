@@ -570,6 +570,23 @@ def by_depth(layers: Sequence[int], likeness: dict[str, Sequence[float]],
 # -------------------------------------------------------------------------------------------- cost
 
 
+def paths(panels: dict[str, list[Series]], xlabel: str, title: str):
+    """A panel for each measure, a line for each method: runs looked at while they went on."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels) + 1.6, 2.8), squeeze=False)
+    for ax, (panel, lines) in zip(axes[0], panels.items(), strict=True):
+        few = slice(len(lines))  # more lines than colours are an error
+        for line, colour, mark in zip(lines, PALETTE[few], MARKS[few], strict=True):
+            ax.plot(line.x, line.mean, color=colour, marker=mark, mfc="white", ms=4,
+                    label=line.name)
+        ax.set(title=panel, xlabel=xlabel)
+        if not lines:
+            nothing_yet(ax)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside right center")
+    fig.suptitle(title)
+    plt.show()
+
+
 def best_of(panels: dict[str, list[Series]]):
     """A panel for each title, a line for each judge: a share against N, the number of candidates of
     which the best is chosen."""
