@@ -219,8 +219,8 @@ class RewardModel:
         if generalist.is_generalist(folder):
             machine = pick_device(device, dtype, compile)
             judge = open_generalist(name, folder, given, machine, model_class, format_class)
-            for one in (judge, *judge.specialists.values()):
-                one.budget = micro_tokens or one.budget
+            if micro_tokens:
+                judge.set_budget(micro_tokens)
             return judge
 
         # the weights
@@ -241,6 +241,10 @@ class RewardModel:
         weights = weights_version(folder, base)
         about = about_judge(name, [model], weights, prompt_format, machine)
         return cls(model, prompt_format, machine.device, about, machine.compiled, micro_tokens)
+
+    def set_budget(self, micro_tokens: int):
+        """So many tokens go through the encoder at once."""
+        self.budget = micro_tokens
 
     def compare(
         self,
@@ -368,6 +372,11 @@ class Generalist(RewardModel):
         self.router = router
         for specialist in specialists.values():
             specialist.seen = self.seen  # one count for all
+
+    def set_budget(self, micro_tokens: int):
+        super().set_budget(micro_tokens)
+        for specialist in self.specialists.values():
+            specialist.set_budget(micro_tokens)
 
     def domains_of(self, items: list[Item]) -> list[str]:
         """Whose each item is."""

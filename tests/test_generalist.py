@@ -138,6 +138,13 @@ def test_with_a_domain_at_loading_its_specialist_is_opened_alone(runs, merged):
     assert one.compare("one", "Yes", "No", "safety") == alone.compare("one", "Yes", "No", "safety")
 
 
+def test_the_tokens_of_a_batch_are_chosen_for_all_specialists(merged):
+    whole = RewardModel.load(merged, micro_tokens=100)
+    budgets = [judge.budget for judge in (whole, *whole.specialists.values())]
+    assert budgets == [100] * 4
+    assert RewardModel.load(merged, domain="chat", micro_tokens=100).budget == 100
+
+
 def test_a_question_is_asked_of_all_specialists(runs, merged):
     whole = RewardModel.load(merged, question="Which is six?")
     alone = RewardModel.load(runs["chat"], question="Which is six?")
