@@ -128,8 +128,9 @@ def test_classes_have_the_names_of_the_labels(runs):
 @pytest.mark.parametrize("name, auto_class", [
     ("cloze", peft.AutoPeftModel), ("cls", peft.AutoPeftModelForSequenceClassification),
 ])
-def test_peft_opens_an_adapter_by_itself(runs, name, auto_class):
+def test_peft_opens_an_adapter_by_itself(runs, name, auto_class, tmp_path, monkeypatch):
     folder = runs(name)
+    monkeypatch.chdir(tmp_path)  # from anywhere
     opened = auto_class.from_pretrained(folder / "adapter").eval()
     ids = torch.tensor([[1, 40, 50, 4, 2]])
     task = "MaskedLM" if name == "cloze" else "SequenceClassification"
