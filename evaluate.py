@@ -70,13 +70,7 @@ from infra.ranked_rows import (
     with_ranking,
 )
 from infra.report import report, without_texts
-from infra.results import (
-    JudgedSet,
-    answers_another,
-    check_writable,
-    results_folder,
-    write_results,
-)
+from infra.results import JudgedSet, check_out, check_writable, results_folder, write_results
 from infra.stopping import exit_code_of
 from infra.tables import is_table
 from tinyrm import Config, ModernBERT, read_json
@@ -130,7 +124,6 @@ class Judged(NamedTuple):
         both_orders = (self.log_odds - self.log_odds.T) / 2  # (k, k)
         return np.array([math.fsum(row) / len(row) for row in both_orders])
 
-
     def agreement(self) -> np.ndarray:
         """The share of a response's comparisons in which both orders name the same winner: (k,); 1
         for a response without comparisons, and in context "single"."""
@@ -168,18 +161,15 @@ class RewardModel:
         device: str | torch.device = "cpu",
         about: dict | None = None,
         compiled: bool = False,
-        micro_tokens: int = 0,
     ):
         self.model = model
         self.prompt_format = prompt_format
         self.device = torch.device(device)
         self.about = about  # what `load` knows: name, parameters, weights, format, device
         self.compiled = compiled  # small functions under torch.compile: infra/compiled.py
-        self.budget = micro_tokens  # tokens in a batch
-        if not micro_tokens and self.device.type == "cpu":
+        self.budget = GPU_TOKENS  # tokens in a batch
+        if self.device.type == "cpu":
             self.budget = cpu_tokens(model.config.hidden_size)
-        elif not micro_tokens:
-            self.budget = GPU_TOKENS
         self.single = prompt_format.context == "single"
         self.label_ids = torch.tensor(prompt_format.label_ids, device=self.device)
         self.seen = Counter()  # rows, truncated rows, and pairs that were dropped, by reason
@@ -240,7 +230,10 @@ class RewardModel:
 
         weights = weights_version(folder, base)
         about = about_judge(name, [model], weights, prompt_format, machine)
-        return cls(model, prompt_format, machine.device, about, machine.compiled, micro_tokens)
+        judge = cls(model, prompt_format, machine.device, about, machine.compiled)
+        if micro_tokens:
+            judge.set_budget(micro_tokens)
+        return judge
 
     def set_budget(self, micro_tokens: int):
         """So many tokens go through the encoder at once."""
@@ -406,6 +399,8 @@ class Generalist(RewardModel):
 
 def make_items(prompts: list, responses: list, domains: str | list[str]) -> list[Item]:
     """Items of lists of prompts, of lists of responses, and of domains (or one for all)."""
+    if domains is None:
+        domains = ""
     if isinstance(domains, str):
         domains = [domains] * len(prompts)
 
@@ -418,7 +413,7 @@ def make_items(prompts: list, responses: list, domains: str | list[str]) -> list
     items = []
     for prompt, side, domain in zip(prompts, responses, domains, strict=True):
         texts = tuple(to_text(response, "a response") for response in side)
-        if domain != "" and domain not in data.DOMAINS:
+        if domain not in ("", *data.DOMAINS):
             raise ValueError(f"unknown domain {domain!r}: use {', '.join(data.DOMAINS)}, or none")
         items.append(Item(to_text(prompt, "the prompt"), texts, domain=domain))
     return items
@@ -435,7 +430,10 @@ def check_side(responses: str | list, name: str, prompts: int):
 
 
 def is_one_prompt(prompt: str | list) -> bool:
-    """A string or a list of messages; else it is a list of prompts."""
+    """A string or a list of messages; else it is a list of prompts. ValueError for a message that
+    stands alone."""
+    if isinstance(prompt, dict):
+        raise ValueError("the prompt is one message: give a list of messages")
     if isinstance(prompt, (list, tuple)):
         return len(prompt) > 0 and isinstance(prompt[0], dict)
     return True
@@ -903,17 +901,25 @@ def parse(argv: list[str] | None, program: str = OURS.evaluate) -> argparse.Name
     # found out now, and not when a model is loaded or all is judged
     pick_device(args.device, args.dtype)
     if args.data:
-        if args.out is None:
-            args.out = results_folder(args.models, args.data, what_was_asked(args))
-        elif answers_another(args.out / "results.json", what_was_asked(args)):
-            raise ValueError(f"--out {args.out} has the results of something else: give another "
-                             "folder, or remove its results.json")
-        check_writable(args.out)
+        check_writable(folder_for_results(args))
     if args.rank:
         if len(args.models) > 1:
             raise ValueError(f"--rank: give one model, not {' '.join(args.models)}")
         check_rank_files(*args.rank)
     return args
+
+
+def folder_for_results(args: argparse.Namespace) -> Path:
+    """--out, or one that is free or has results of this very question. ValueError if --out has
+    something else."""
+    asked = what_was_asked(args)
+    if args.out is None:
+        return results_folder(args.models, args.data, asked)
+    read = list(args.data)
+    if args.against:
+        read.append(args.against)
+    check_out(args.out, asked, read)
+    return args.out
 
 
 def load_judge(name: str, args: argparse.Namespace, model_class: type[ModernBERT],
@@ -1092,7 +1098,7 @@ def main(
 
     typed = sys.argv[1:] if argv is None else argv
     command = f"{program} {shlex.join(typed)}"
-    judged_sets, first_draws = [], {}
+    judged_sets, first_draws, out = [], {}, None
     for model_name in args.models:
         reward_model = load_judge(model_name, args, model_class, format_class)
         # a line for each thing that is known of it
@@ -1107,8 +1113,10 @@ def main(
             first_draws.setdefault(name, judged_set.draws)
             # what is judged is on the disk, whatever comes
             judged_sets.append(judged_set)
+            if out is None:  # only now: another process may have written while this one judged
+                out = folder_for_results(args)
             asked = {"command": command, "asked": what_was_asked(args)}
-            write_results(args.out, asked, judged_sets)
+            write_results(out, asked, judged_sets)
 
     # what was asked is only printed, what was judged is written
     if not args.data:
@@ -1116,7 +1124,7 @@ def main(
     if len(args.models) > 1:
         print(show([each.report for each in judged_sets]))  # all side by side
     print(LEGEND)
-    print(f"\nresults.json and scores.jsonl are in {args.out}")
+    print(f"\nresults.json and scores.jsonl are in {out}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@
         {"best": 1, "ranks": [2, 1], "wins": [0.02, 0.98], "scores": [-1.9, 1.9],
          "agree": [1.0, 1.0], "asked": 1}
     curl localhost:8000/health
-        {"model": "runs/NAME", "waiting": 0}
+        {"model": "runs/NAME", "waiting": 0, "rows": 6, "truncated rows": 0}
 
 Texts are strings or lists of messages; a request may name its "domain". What is wrong with a
 request is answered with 400 and {"error": "..."}.
@@ -127,14 +127,17 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/health":
             self.reply(404, {"error": "give GET /health, POST /compare or POST /rank"})
             return
-        self.reply(200, {"model": self.server.model_name, "waiting": self.server.waiting.qsize()})
+        seen = self.server.reward_model.seen
+        self.reply(200, {"model": self.server.reward_model.about["model"],
+                         "waiting": self.server.waiting.qsize(), "rows": seen["rows"],
+                         "truncated rows": seen["truncated rows"]})
 
     def do_POST(self):
         try:
             self.reply(200, self.answer())
         except Refused as error:
             self.reply(error.status, {"error": str(error)})
-        except ValueError as error:  # of a text or a domain
+        except (ValueError, RecursionError) as error:  # of a text or a domain
             self.reply(400, {"error": str(error)})
 
     def answer(self) -> dict:
@@ -197,7 +200,7 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128  # connections that the system holds while none is taken
 
     def __init__(self, reward_model: RewardModel, host: str, port: int):
-        self.model_name = reward_model.about["model"]
+        self.reward_model = reward_model
         self.waiting = queue.Queue(MOST_WAITING)
         self.asking = threading.Thread(target=answer_questions, args=(reward_model, self.waiting))
         self.asking.start()
@@ -240,7 +243,9 @@ def main(argv: list[str] | None = None):
         print(f"{flags.model} answers on http://{flags.host}:{server.server_port}", flush=True)
         server.serve_forever(poll_interval=0.1)
     except KeyboardInterrupt:
-        print("answering what was asked, then ending", flush=True)
+        for number in (signal.SIGTERM, signal.SIGINT):  # a second one ends it at once
+            signal.signal(number, signal.SIG_DFL)
+        print("answering what was asked, then ending (again: at once)", flush=True)
     finally:
         server.server_close()
 

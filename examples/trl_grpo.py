@@ -139,10 +139,12 @@ def main(argv: list[str] | None = None):
     (config,) = HfArgumentParser(config_class).parse_args_into_dataclasses(of_trl)
 
     rows = [found.row for found in read_rows(flags.prompts)]
+    names = dict.fromkeys(name for row in rows for name in row)  # from_list takes the first row's
+    columns = {name: [row.get(name) for row in rows] for name in names}
     trainer = trainer_class(
         model=flags.policy,
         args=config,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_dict(columns),
         reward_funcs=make_reward(RewardModel.load(flags.judge), config.num_generations),
     )
     trainer.train()

@@ -149,7 +149,7 @@ def add_scores(judge: OtherJudge, index: int, key: RowKey, row: dict, where: str
             raise ValueError(f"{where}: another prompt than in line {key.line} of what is judged: "
                              "these are scores of another file")
         a, b = row.get("a"), row.get("b")
-        if a not in range(k) or b not in range(k):
+        if type(a) is not int or type(b) is not int or not (0 <= a < k and 0 <= b < k):
             raise ValueError(f"{where}: a {a!r} and b {b!r}, but the row has {k} responses")
         if index not in judge.log_odds:
             judge.log_odds[index] = np.full((k, k), np.nan)
@@ -162,19 +162,22 @@ def add_scores(judge: OtherJudge, index: int, key: RowKey, row: dict, where: str
     # a row for all responses
     if index in judge.log_odds:
         raise ValueError(f"{where}: a second row for line {key.line} of what is judged")
-    scores = scores_of(row, where)
+    scores = scores_of(row, key.good, where)
     if len(scores) != k:
         raise ValueError(f"{where}: {len(scores)} scores, but the row has {k} responses")
     judge.log_odds[index] = scores[:, None] - scores[None, :]
 
 
-def scores_of(row: dict, where: str) -> np.ndarray:
-    """The scores in a row, the chosen responses first: (k,)."""
+def scores_of(row: dict, good: int, where: str) -> np.ndarray:
+    """The scores in a row, the chosen responses first, of which there are `good`: (k,)."""
     if "scores" in row:
         return numbers(row["scores"], where)
     for chosen, rejected in SIDES:
         if chosen in row and rejected in row:
             sides = [numbers(row[side], where) for side in (chosen, rejected)]
+            if len(sides[0]) != good:
+                raise ValueError(f"{where}: {len(sides[0])} scores of chosen responses, but the "
+                                 f"row has {good}")
             return np.concatenate(sides)
     raise ValueError(f"{where}: no scores: give {FORMS}")
 

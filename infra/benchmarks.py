@@ -540,6 +540,7 @@ class RowKey(NamedTuple):
     subset: str
     prompt: str  # its hash
     responses: int  # how many there are
+    good: int  # the first ones, which are the better ones
     comparisons: int  # how many pairs of them are compared
 
 
@@ -553,6 +554,7 @@ def row_key(place: int, split: str, line: int, row: dict, item: Item) -> RowKey:
         subset=item.subset,
         prompt=prompt_key(item.prompt),
         responses=len(item.responses),
+        good=item.good,
         comparisons=len(item.comparisons()),
     )
 

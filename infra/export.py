@@ -100,7 +100,7 @@ def chat_template(prompt_format: PromptFormat, names: dict) -> str:
 
 def as_literal(text: str) -> str:
     """A text as it is, which Jinja does not read."""
-    return "{{ " + json.dumps(text) + " }}"
+    return "{{ " + json.dumps(text, ensure_ascii=False) + " }}"  # no surrogates
 
 
 def load_format(folder: Path) -> PromptFormat:

@@ -25,7 +25,7 @@ from typing import BinaryIO, NamedTuple
 from data import Item
 from infra.files import parse_object
 from infra.pairs import parse_domain, to_text
-from infra.tables import FileRow, read_rows
+from infra.tables import FileRow, has_known_ending, read_rows
 
 STREAM = "-"  # in place of a file: standard input, standard output
 ROWS_AT_A_TIME = 32  # of a file; a stream is answered line by line
@@ -61,9 +61,9 @@ def parse_row(row: dict, where: str) -> Item:
         raise ValueError(f'{where}: "responses": give a list of strings, not an empty one')
 
     try:
-        json.dumps(row)
-    except TypeError as error:  # a date or bytes of a parquet file
-        raise ValueError(f"{where}: {error}: leave that column out") from None
+        json.dumps(row, allow_nan=False)
+    except (TypeError, ValueError) as error:  # a date or bytes of a parquet file, NaN
+        raise ValueError(f"{where}: {error}: leave that column out, or give null") from None
 
     texts = tuple(to_text(text, f'{where}: a response') for text in responses)
     prompt = to_text(row.get("prompt"), f'{where}: "prompt"')
@@ -102,6 +102,8 @@ def check_rank_files(source: str, out: str) -> None:
     if out == STREAM:
         return
 
+    if has_known_ending(out) and not out.lower().endswith((".json", ".jsonl")):
+        raise ValueError(f"{out}: JSON lines are written: give a name that ends in .jsonl")
     path = Path(out)
     if not path.exists():
         if not os.access(path.parent, os.W_OK):
@@ -134,28 +136,50 @@ def open_out(out: str, rows: Iterator[RowToRank], judge: str) -> Iterator[Output
             # what is left in the buffer has nowhere to go
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise ValueError("standard output was closed by its reader") from None
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise ValueError(f"standard output: {error.strerror}") from None
         return
 
     Path(out).touch()
-    with open(out, "r+b") as file:
-        whole = 0  # bytes
-        for number, line in enumerate(file, 1):
-            expected = next(rows, None)
-            if not line.endswith(b"\n"):
-                check_half_line(line, f"{out}, line {number}", expected)
-                rows = chain([expected], rows)
-                break
-            check_line(line, f"{out}, line {number}", expected, judge)
-            whole += len(line)
-        file.seek(whole)
-        file.truncate()
-        try:
-            yield Output(file, rows)
-        except OSError as error:
-            if error.filename is not None:  # another file
-                raise
-            raise ValueError(f"{out}: {error.strerror}: make room, and give the same command "
-                             "again") from None
+    try:
+        with open(out, "r+b") as file:
+            lock(file, out)
+            yield Output(file, go_on(file, out, rows, judge))
+    except OSError as error:  # also of what is still to be written when the file is closed
+        if error.filename is not None:  # another file
+            raise
+        raise ValueError(f"{out}: {error.strerror}: make room, and give the same command again"
+                         ) from None
+
+
+def lock(file: BinaryIO, out: str) -> None:
+    """ValueError if another process writes the file; the system lets go however this one ends."""
+    import fcntl  # not on Windows
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(f"{out}: another process writes it: wait for it, or give another file"
+                         ) from None
+
+
+def go_on(file: BinaryIO, out: str, rows: Iterator[RowToRank], judge: str) -> Iterator[RowToRank]:
+    """Put the file behind its whole lines; gives the rows that have none yet."""
+    whole = 0  # bytes
+    for number, line in enumerate(file, 1):
+        expected = next(rows, None)
+        if not line.endswith(b"\n"):
+            check_half_line(line, f"{out}, line {number}", expected)
+            rows = chain([expected], rows)
+            break
+        check_line(line, f"{out}, line {number}", expected, judge)
+        whole += len(line)
+    file.seek(whole)
+    file.truncate()
+    return rows
 
 
 def check_half_line(line: bytes, where: str, expected: RowToRank | None) -> None:

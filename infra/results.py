@@ -42,6 +42,19 @@ def answers_another(results: Path, asked: dict) -> bool:
     return results.is_file() and read_json(results).get("asked") != asked
 
 
+def check_out(folder: Path, asked: dict, read: list[str | Path]) -> None:
+    """ValueError if results there would take the place of those of something else, or of a file
+    that is read."""
+    if answers_another(folder / "results.json", asked):
+        raise ValueError(f"--out {folder} has the results of something else: give another folder, "
+                         "or remove its results.json")
+    for name in ("results.json", "scores.jsonl"):
+        written = folder / name
+        for source in read:
+            if written.exists() and Path(source).exists() and os.path.samefile(written, source):
+                raise ValueError(f"--out {folder}: {source} is read: give another folder")
+
+
 def check_writable(folder: Path) -> None:
     """ValueError if no results could be written there."""
     existing = folder

@@ -567,9 +567,6 @@ def by_depth(layers: Sequence[int], likeness: dict[str, Sequence[float]],
     plt.show()
 
 
-# -------------------------------------------------------------------------------------------- cost
-
-
 def paths(panels: dict[str, list[Series]], xlabel: str, title: str):
     """A panel for each measure, a line for each method: runs looked at while they went on."""
     fig, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels) + 1.6, 2.8), squeeze=False)
@@ -585,6 +582,9 @@ def paths(panels: dict[str, list[Series]], xlabel: str, title: str):
     fig.legend(handles, names, loc="outside right center")
     fig.suptitle(title)
     plt.show()
+
+
+# -------------------------------------------------------------------------------------------- cost
 
 
 def best_of(panels: dict[str, list[Series]]):

@@ -14,8 +14,9 @@ from infra.benchmarks import RowKey, best_of_n, pairs
 from infra.results import write_results
 
 
-def key(line, id=None, subset="", split="", responses=2):
-    return RowKey(line, split, line, id, subset, "", responses, responses * (responses - 1) // 2)
+def key(line, id=None, subset="", split="", responses=2, good=1):
+    return RowKey(line, split, line, id, subset, "", responses, good,
+                  responses * (responses - 1) // 2)
 
 
 KEYS = [key(1, "x"), key(2, 7), key(4, None)]  # line 3 was blank
@@ -106,6 +107,24 @@ def test_scores_that_do_not_fit_are_a_line_that_names_them(read, row, message):
     with pytest.raises(ValueError, match=message) as error:
         read({"id": "y", "scores": [0, 1]}, row)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("scores", [{"chosen": [1, 5], "rejected": [9]},
+                                    {"chosen": [], "rejected": [1, 5, 9]}])
+def test_scores_that_are_split_in_another_way_are_refused(read, scores):
+    keys = [key(1, "x", responses=3)]
+    (judge,) = read({"id": "x", "chosen": 1, "rejected": [5, 9]}, keys=keys)
+    assert judge.log_odds[0].shape == (3, 3)
+    with pytest.raises(ValueError, match="line 1: .* of chosen responses, but the row has 1"):
+        read({"id": "x"} | scores, keys=keys)
+
+
+@pytest.mark.parametrize("a, b", [(0.0, 1.0), (True, 0), (0, 2), (-1, 0), ("0", 1)])
+def test_a_comparison_of_responses_that_are_none_is_refused(read, a, b):
+    row = {"line": 1, "id": "x", "prompt": "", "data": "my.jsonl", "a": a, "b": b,
+           "log_odds_a_first": 1.0, "log_odds_b_first": -1.0}
+    with pytest.raises(ValueError, match="line 1: a .* and b .*, but the row has 2 responses"):
+        read(row)
 
 
 def test_a_second_row_is_refused(read):

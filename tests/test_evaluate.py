@@ -863,6 +863,57 @@ def test_a_folder_with_other_results_is_not_written_over(tiny, tmp_path):
     evaluate.main([str(tiny), str(one), *out])  # the same question may be asked again
 
 
+def test_what_is_read_is_not_written_over(tiny, tmp_path, monkeypatch):
+    """scores.jsonl is what we write, and may be what another judge's scores, or pairs, are in."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", random_pairs(3))
+    scores = write(tmp_path / "scores.jsonl", [{"line": n, "scores": [1, 0]} for n in (1, 2, 3)])
+    before = scores.read_bytes()
+    for words in (["a.jsonl", "--against", "scores.jsonl"], ["scores.jsonl"]):
+        if len(words) == 1:
+            before = write(scores, random_pairs(3)).read_bytes()
+        with pytest.raises(ValueError, match="--out .: scores.jsonl is read"):
+            evaluate.main([str(tiny), *words, "--out", ".", "--device", "cpu"])
+        assert scores.read_bytes() == before
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "out"]])
+def test_two_judgings_at_once_do_not_write_over_each_other(tiny, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", random_pairs(4))
+    words = [str(tiny), "a.jsonl", *out, "--device", "cpu", "--limit"]
+    judge_set, others = evaluate.judge_set, []
+
+    def judge_while_another_one_does(*args):
+        judged = judge_set(*args)
+        if not others:
+            others.append(1)
+            evaluate.main([*words, "3"])  # begins later, and is the first to write
+        return judged
+
+    monkeypatch.setattr(evaluate, "judge_set", judge_while_another_one_does)
+    if out:
+        with pytest.raises(ValueError, match="--out out has the results of something else"):
+            evaluate.main([*words, "2"])
+    else:
+        evaluate.main([*words, "2"])
+    limits = [json.loads(file.read_text())["asked"]["limit"]
+              for file in tmp_path.rglob("results.json")]
+    assert sorted(limits) == ([3] if out else [2, 3])
+
+
+def test_a_prompt_that_is_one_message_and_domains_that_are_none(tiny):
+    model = RewardModel.load(tiny, device="cpu")
+    message = {"role": "user", "content": "one"}
+    for ask in (lambda: model.compare(message, "a", "b"), lambda: model.rank(message, ["a", "b"])):
+        with pytest.raises(ValueError, match="the prompt is one message: give a list of messages"):
+            ask()
+    assert model.compare("one", "a", "b", None) == model.compare("one", "a", "b")
+    with pytest.raises(ValueError, match="unknown domain"):
+        model.compare(["one"], ["a"], ["b"], [["chat"]])
+
+
 def test_a_run_that_is_not_finished_says_so(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.json").write_text("{}")

@@ -141,6 +141,17 @@ def few_steps(folder):
             "no"]
 
 
+def test_keys_that_the_first_row_has_not_reach_the_reward(trl, tiny, policy, tmp_path):
+    some = rows(False)
+    del some[0]["reference"]
+    some[1]["domain"] = "chat"
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in some))
+    trainer = trl_grpo.main([str(tiny), str(policy), str(file), *few_steps(tmp_path / "out")])
+    assert trainer.train_dataset[1] == some[1]
+    assert trainer.train_dataset[0] == some[0] | {"reference": None, "domain": None}
+
+
 @pytest.mark.parametrize("talk", [False, True], ids=["strings", "messages"])
 @pytest.mark.parametrize("rloo", [False, True], ids=["grpo", "rloo"])
 def test_a_few_steps_of_a_random_policy(trl, tiny, policy, tmp_path, rloo, talk):

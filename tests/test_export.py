@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import evaluate
 import train
-from data import Pair
+from data import CLS, MASK, SEP, Pair
 from infra import export
 from infra.hub import ROOT
 from infra.pairs import to_text
@@ -96,6 +97,18 @@ def as_trl(tokenizer, chats):
 def test_the_chat_template_gives_the_tokens_of_our_segments(judge, tokenizer, chat):
     ids = as_trl(tokenizer, [chat])["input_ids"][0].tolist()
     assert ids == row_of(judge, chat)
+
+
+def test_a_question_of_any_text_is_in_the_chat_template(judge, tokenizer):
+    asking = replace(judge.prompt_format, question='Is "it" good? 🙂 {{ é }}\n\\n')
+    names = {CLS: "[CLS]", SEP: "[SEP]", MASK: "[MASK]"}
+    template = export.chat_template(asking, names)
+    for chat in CHATS:
+        text = tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        prompt = to_text(chat[:-1], "the prompt")
+        (rows,), _ = asking.rows([Pair(prompt, chat[-1]["content"], "another one")])
+        assert ids == rows[0].tokens
 
 
 def test_special_tokens_in_a_text_are_the_exception_that_the_card_names(judge, tokenizer, exported):

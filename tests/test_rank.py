@@ -4,12 +4,13 @@
 """
 
 import datetime
-import errno
+import fcntl
 import gzip
 import json
 import os
 import random
 import re
+import resource
 import subprocess
 import sys
 
@@ -280,16 +281,56 @@ def test_a_line_of_something_else_is_not_taken_for_a_half_written_one(ranked, fo
         evaluate.main(flags)
 
 
-def test_a_full_disk_ends_a_ranking_with_a_line_that_says_how_to_go_on(ranked, monkeypatch):
+def test_a_full_disk_ends_a_ranking_with_a_line_that_says_how_to_go_on(ranked):
     _, out, flags = ranked
+    whole = out.read_text()
     out.write_text("")
 
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def little_room():  # a disk that takes no more than that
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
 
-    monkeypatch.setattr(evaluate, "with_ranking", full)
-    with pytest.raises(ValueError, match="out.jsonl: No space left on device: make room"):
-        evaluate.main(flags)
+    done = subprocess.run([sys.executable, evaluate.__file__, *flags], preexec_fn=little_room,
+                          capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "out.jsonl: File too large: make room, and give the same command again" in done.stderr
+    evaluate.main(flags)
+    assert read(out.read_text()) == read(whole)
+
+
+def test_standard_output_that_is_full_is_one_line(ranked):
+    _, _, flags = ranked
+    words = [*flags[:3], "-", *flags[4:]]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, evaluate.__file__, *words], stdout=full,
+                              stderr=subprocess.PIPE, text=True, timeout=200)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: standard output: No space left on device"
+
+
+def test_a_second_process_does_not_write_where_one_is_at_work(ranked):
+    _, out, flags = ranked
+    before = out.read_text()
+    with open(out, "r+b") as at_work:
+        fcntl.flock(at_work, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="out.jsonl: another process writes it"):
+            evaluate.main(flags)
+    assert out.read_text() == before
+    evaluate.main(flags)  # it has ended
+
+
+@pytest.mark.parametrize("name", ["out.jsonl.gz", "out.parquet", "OUT.CSV"])
+def test_a_name_that_promises_another_format_is_refused(ranked, name):
+    source, out, flags = ranked
+    with pytest.raises(ValueError, match=f"{name}: JSON lines are written"):
+        evaluate.main(["no-model", "--rank", str(source), str(out.with_name(name))])
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999"])
+def test_a_number_that_json_has_not_is_refused(tmp_path, number):
+    source = tmp_path / "in.jsonl"
+    source.write_text(f'{{"prompt": "a", "responses": ["b", "c"], "score": {number}}}\n')
+    with pytest.raises(ValueError, match="in.jsonl, line 1: .*leave that column out, or give null"):
+        evaluate.main(["no-model", "--rank", str(source), str(tmp_path / "out.jsonl")])
 
 
 def test_rows_that_are_no_json_are_named_before_the_work_begins(tmp_path):

@@ -40,7 +40,7 @@ def keys_of(items):
     for index, one in enumerate(items):
         size = len(one.item.responses)
         keys.append(RowKey(index, "", index + 1, 100 + index, one.item.subset, "", size,
-                           len(one.item.comparisons())))
+                           one.item.good, len(one.item.comparisons())))
     return keys
 
 

@@ -118,8 +118,10 @@ def test_what_waits_is_asked_together_and_the_server_answers_meanwhile(server, g
         others = [threads.submit(ask, server.server_port, "/compare", PAIR) for _ in range(5)]
         until(lambda: server.waiting.qsize() == 5)
         # it is busy, and answers
+        rows = server.reward_model.seen["rows"]
         assert ask(server.server_port, "/health") == (
-            200, {"model": server.model_name, "waiting": 5})
+            200, {"model": server.reward_model.about["model"], "waiting": 5, "rows": rows,
+                  "truncated rows": 0})
         assert ask(server.server_port, "/compare", {"prompt": 3})[0] == 400
         opened.set()
         assert {future.result()[0] for future in [first, *others]} == {200}
@@ -203,6 +205,35 @@ def test_the_command_ends_cleanly(tiny, number):
         process.kill()
     assert (process.returncode, err) == (0, "")
     assert "then ending" in out
+
+
+def test_rows_that_were_cut_are_counted_in_health(server):
+    before = ask(server.server_port, "/health")[1]
+    assert ask(server.server_port, "/compare", PAIR | {"a": "six " * 5000})[0] == 200
+    after = ask(server.server_port, "/health")[1]
+    assert after["rows"] - before["rows"] == 2
+    assert after["truncated rows"] - before["truncated rows"] == 2
+
+
+@pytest.mark.parametrize("depth", [970, 975, 980, 982, 985, 990])
+def test_texts_that_are_nested_too_deep_are_refused(server, depth):
+    body = b'{"prompt": ' + b"[" * depth + b"]" * depth + b', "a": "two", "b": "six"}'
+    status, answer = ask(server.server_port, "/compare", body)
+    assert status == 400 and answer["error"]
+
+
+def test_a_second_signal_ends_it_at_once(tiny):
+    command = [sys.executable, ROOT / "examples/serve.py", tiny, "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        port = int(process.stdout.readline().rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port)):  # says nothing, so it is waited for
+            process.send_signal(signal.SIGTERM)
+            assert "again: at once" in process.stdout.readline()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) == -signal.SIGTERM
+    finally:
+        process.kill()
 
 
 def test_a_port_that_is_taken_is_one_line(server, tiny, capsys):
