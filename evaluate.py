@@ -849,7 +849,9 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         help="judge so many items, evenly spread (default: 0, all)")
     add("--out", type=Path, metavar="DIR", help="for results.json and scores.jsonl (default: "
         "eval/DATA in a run folder, else runs/eval-MODEL/DATA)")
-    add("--ask", nargs="+", metavar="TEXT", help="rank what is typed: PROMPT RESPONSE RESPONSE ...")
+    add("--ask", nargs="+", metavar="TEXT",
+        help="rank what is typed: PROMPT RESPONSE RESPONSE ... (a text that begins with - goes "
+             "through --rank)")
     add("--rank", nargs=2, metavar=("IN", "OUT"),
         help='rank rows {"prompt", "responses"} of JSON; goes on after the last whole line of OUT; '
              "- is standard input or output, answered line by line")

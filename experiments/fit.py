@@ -29,7 +29,7 @@ from experiments.sight import SightFormat, SightModernBERT  # noqa: E402
 from infra.benchmarks import load_eval_set  # noqa: E402
 from infra.hub import NANOS, ROOT, fetch_model, version_of  # noqa: E402
 from infra.machine import pick_device, pick_micro_tokens  # noqa: E402
-from infra.pairs import split  # noqa: E402
+from infra.pairs import fingerprint, split  # noqa: E402
 from infra.report import report  # noqa: E402
 from infra.sources import load_sets  # noqa: E402
 from tinyrm import ModernBERT, read_json  # noqa: E402
@@ -209,6 +209,16 @@ def sets_of(domain: str, names: tuple[str, ...]) -> Sets:
     return Sets(sets.train, choose, test)
 
 
+def version_of_sets(domain: str, names: tuple[str, ...]) -> str:
+    """What identifies the pairs of a domain, or of "all": a file may change under its name."""
+    domains = list(data.DOMAINS) if domain == "all" else [domain]
+    pairs = []
+    for one in domains:
+        for part in sets_of(one, names):
+            pairs.extend(part)
+    return fingerprint(pairs)
+
+
 def training_pairs(cell: Cell, seed: int, names: tuple[str, ...]) -> list[Pair]:
     """So many pairs of each of the cell's domains, drawn by the seed: a specialist and the
     generalist of a seed have the same ones of a domain. ValueError if there are not so many."""
@@ -347,6 +357,7 @@ def run(cell: Cell, seed: int, rate: float, part: str = "test", files: tuple[str
         "seed": seed,
         "part": part,
         "data": list(settings.data),
+        "sets": version_of_sets(cell.domain, settings.data),
         "rate": settings.lr,
         "passes": settings.epochs,
         "base": version_of(folder_of(cell.model)),

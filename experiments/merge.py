@@ -25,6 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 import tinyrm  # noqa: E402
+import train  # noqa: E402
 from data import Item, Pair, RowTokenizer  # noqa: E402
 from evaluate import RewardModel  # noqa: E402
 from experiments.fit import (  # noqa: E402
@@ -33,11 +34,13 @@ from experiments.fit import (  # noqa: E402
     Fitted,
     accuracy,
     architecture_of,
+    data_of,
     fit,
     folder_of,
     sets_of,
     settings_of,
     training_pairs,
+    version_of_sets,
 )
 from experiments.flops import flops  # noqa: E402
 from experiments.measure import rows_of  # noqa: E402
@@ -166,33 +169,41 @@ def trunk_flops(config: Config, sizes: list[int], layers: int) -> int:
 def record(model: str, adapter: str, seed: int, rate: float, files: tuple[str, ...] = (),
            pairs: int = PAIRS) -> dict:
     """Train a specialist of each domain above FROZEN layers of `model`, and judge them on the test
-    pairs alone and as one model."""
-    experts, choose, tests, prompts = {}, {}, {}, {}
-    for domain in data.DOMAINS:
-        cell = Cell(model, domain, pairs, adapter=adapter, freeze=FROZEN)
-        settings = settings_of(cell, seed, rate, files)
-        some = training_pairs(cell, seed, settings.data)
-        experts[domain] = fit(cell, settings, some)
-        # what is merged is compared number by number: on one device, in one precision
-        experts[domain].model.to("cpu").set_compute_dtype(torch.float32)
-        choose[domain] = sets_of(domain, settings.data).choose
-        tests[domain] = sets_of(domain, settings.data).test
-        prompts[domain] = [pair.prompt for pair in some]
-    start = tinyrm.load(folder_of(model))
-    tokenizer = data.load_tokenizer(folder_of(model))
-    return {
+    pairs alone and as one model. Where one of them diverges there is nothing to merge, and the
+    record says so."""
+    names = data_of(model, files)
+    about = {
         "model": model,
         "adapter": adapter,
         "seed": seed,
         "part": "merge",
-        "data": list(settings.data),
+        "data": list(names),
+        "sets": version_of_sets("all", names),
         "rate": rate,
-        "passes": settings.epochs,
         "pairs": pairs,
-        "n": {domain: len(test) for domain, test in tests.items()},
-        **merged(start, tokenizer, experts, choose, tests, prompts),
         "base": version_of(folder_of(model)),
         "torch": torch.__version__,
+    }
+    experts, choose, tests, prompts = {}, {}, {}, {}
+    for domain in data.DOMAINS:
+        cell = Cell(model, domain, pairs, adapter=adapter, freeze=FROZEN)
+        settings = settings_of(cell, seed, rate, files)
+        some = training_pairs(cell, seed, names)
+        try:
+            experts[domain] = fit(cell, settings, some)
+        except train.NotFinite as error:
+            return about | {"diverged": f"{domain}: {error}"}
+        # what is merged is compared number by number: on one device, in one precision
+        experts[domain].model.to("cpu").set_compute_dtype(torch.float32)
+        choose[domain] = sets_of(domain, names).choose
+        tests[domain] = sets_of(domain, names).test
+        prompts[domain] = [pair.prompt for pair in some]
+    start = tinyrm.load(folder_of(model))
+    tokenizer = data.load_tokenizer(folder_of(model))
+    return about | {
+        "passes": settings.epochs,
+        "n": {domain: len(test) for domain, test in tests.items()},
+        **merged(start, tokenizer, experts, choose, tests, prompts),
     }
 
 

@@ -50,6 +50,7 @@ from experiments.fit import (  # noqa: E402
     data_of,
     folder_of,
     is_nano,
+    version_of_sets,
 )
 from experiments.flops import SHAPES  # noqa: E402
 from experiments.record_files import append_record, read_lines  # noqa: E402
@@ -84,6 +85,7 @@ class Contrast(NamedTuple):
 FULL = {"adapter": "full", "freeze": 0}
 SAFETY = data.DOMAINS["safety"].question
 NONSENSE = "Lamp of the seven and rained?"
+CHOICE = {"template": "choice"}  # "the other template"
 FEW_AND_MANY = (100, 1000)
 GROUPS = {
     "claims": [
@@ -134,6 +136,15 @@ GROUPS = {
                  budgets=FEW_AND_MANY),
         Contrast("options named A and B against Yes and No", {}, {"labels": "Yes No"},
                  budgets=FEW_AND_MANY),
+        # crossed: does the question matter where the options' names or the template are strange,
+        # and is a template missed in judging whichever of them it was? (The other template is not
+        # learnt from 100 pairs.)
+        Contrast("the domain's question against nonsense, options named Yes and No",
+                 {"labels": "Yes No"}, {"labels": "Yes No", "question": NONSENSE}, budgets=(100,)),
+        Contrast("the domain's question against nonsense, in the other template", CHOICE,
+                 {**CHOICE, "question": NONSENSE}, budgets=(1000,)),
+        Contrast("the other template against ours in judging alone", CHOICE,
+                 {**CHOICE, "judged_template": "option"}, budgets=(1000,)),
     ],
     "causal": [
         Contrast("both directions against one", {}, {"model": "nano-causal"},
@@ -151,8 +162,8 @@ GROUPS = {
         Contrast("cloze against [CLS] that was instructed too", {},
                  {"model": "nano-cls", "head": "cls"}, budgets=FEW_AND_MANY,
                  models=("nano-instruct",)),
-        Contrast("cloze against [CLS], in the other template", {"template": "choice"},
-                 {"template": "choice", "head": "cls"}, budgets=FEW_AND_MANY),
+        Contrast("cloze against [CLS], in the other template", CHOICE, {**CHOICE, "head": "cls"},
+                 budgets=FEW_AND_MANY),
     ],
 }
 
@@ -393,6 +404,11 @@ def path_of(model: str) -> Path:
     return RECORDS / f"{Path(model).name}.jsonl"
 
 
+def judged_on(record: dict) -> str:
+    """The domain of a record, or "all"."""
+    return "all" if record["part"] == "merge" else record["domain"]
+
+
 def read_records(model: str, files: tuple[str, ...], only_look: bool = False) -> dict[str, dict]:
     """The records of a model by their names; those of other weights or other pairs are left out and
     counted. A last line that was cut by a kill is left out, and taken from the file by a run that
@@ -408,11 +424,18 @@ def read_records(model: str, files: tuple[str, ...], only_look: bool = False) ->
               file=sys.stderr)
     else:
         base = version_of(folder_of(model))
-    pairs = list(data_of(model, files))
+    names = data_of(model, files)
+    versions = {}  # domain -> that of its pairs; only to look at records, no pairs are fetched
+    if is_nano(model) or not only_look:
+        domains = {judged_on(record) for _, record in found if record["data"] == list(names)}
+        versions = {domain: version_of_sets(domain, names) for domain in domains}
 
     kept, left_out = {}, 0
     for key, record in found:
-        if record["data"] == pairs and base in (None, record["base"]):
+        is_of_these = record["data"] == list(names) and base in (None, record["base"])
+        if is_of_these and versions:
+            is_of_these = record["sets"] == versions[judged_on(record)]
+        if is_of_these:
             kept[key] = record
         else:
             left_out += 1
@@ -480,6 +503,8 @@ def make_missing(jobs: list[Job] | list[MergeJob], records: dict[str, dict],
 
 def result_of(record: dict) -> str:
     """The accuracies of a record in words."""
+    if "diverged" in record:
+        return f"  diverged: {record['diverged']}"
     accuracies = record["routed"] if record["part"] == "merge" else record["accuracy"]
     return "".join(f"  {domain} {value:.3f}" for domain, value in accuracies.items())
 
@@ -660,7 +685,11 @@ def show_merges(jobs: list[MergeJob], others: list[Job], records: dict[str, dict
     """Specialists as one model, a line for each way; and the other way to one model, training on
     all domains at once."""
     model, adapter = jobs[0].model, jobs[0].adapter
-    merges = [records[job.key] for job in jobs if job.key in records]
+    made = [records[job.key] for job in jobs if job.key in records]
+    merges = [record for record in made if "diverged" not in record]
+    if len(merges) < len(made):
+        print(f"\n{len(made) - len(merges)} merges on {model} have a specialist that diverged: "
+              "left out")
     print(f"\n**merge** on {model} of specialists with {adapter}, {merge.PAIRS} pairs of each "
           f"domain: {len(merges)} of {MERGE_SEEDS} seeds, mean ± half a 95 % interval; what is "
           "chosen is chosen on the choosing words\n")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pathlib import Path
 def parse_object(text: bytes, where: str, advice: str) -> dict:
     """The JSON object in `text`; a ValueError says where it should stand and what to do."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=object_of)
     except (ValueError, RecursionError) as error:  # ValueError: also bytes that are not UTF-8
         reason = str(error).replace("line 1 ", "")  # JSON lines: `where` has the line's number
         raise ValueError(f"{where}: not valid JSON ({reason}): {advice}") from None
@@ -23,6 +23,24 @@ def parse_object(text: bytes, where: str, advice: str) -> dict:
         start = text[:40].decode(errors="replace").strip()
         raise ValueError(f"{where}: no object, but {start!r}: {advice}")
     return value
+
+
+def object_of(fields: list[tuple]) -> dict:
+    """A JSON object of its names and values. ValueError if it has a name twice, of which json.loads
+    would keep the last."""
+    value = dict(fields)
+    if len(value) < len(fields):
+        check_names([name for name, _ in fields])
+    return value
+
+
+def check_names(names: Iterable[str]) -> None:
+    """ValueError if one is there twice: which of the two would be read?"""
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{name[:40]!r} is there twice: rename one, or leave it out")
+        seen.add(name)
 
 
 def sha256_of(path: Path | str) -> str:

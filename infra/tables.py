@@ -17,14 +17,14 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import pyarrow
 from pyarrow.parquet import ParquetFile
 
-from infra.files import parse_object
+from infra.files import check_names, object_of, parse_object
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".csv")
 ADVICE = "give a file of JSON lines or a JSON array, parquet, Arrow or CSV"
@@ -82,6 +82,8 @@ def read_open_file(file: BinaryIO, suffix: str, name: str) -> Iterator[FileRow]:
         csv.field_size_limit(sys.maxsize)  # it is 131,072 characters
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         reader = csv.DictReader(text, strict=True)
+        named = filter(None, reader.fieldnames or ())  # spreadsheets add columns without a name
+        check_columns(named, name)
         for row in reader:
             where = f"{name}, line {reader.line_num}"
             if None in row:
@@ -90,6 +92,13 @@ def read_open_file(file: BinaryIO, suffix: str, name: str) -> Iterator[FileRow]:
 
     else:
         yield from read_json_rows(file, name)
+
+
+def check_columns(columns: Iterable[str], name: str) -> None:
+    try:
+        check_names(columns)
+    except ValueError as error:
+        raise ValueError(f"{name}: column {error}") from None
 
 
 def arrow_batches(file: BinaryIO) -> Iterator[pyarrow.RecordBatch]:
@@ -107,6 +116,7 @@ def arrow_batches(file: BinaryIO) -> Iterator[pyarrow.RecordBatch]:
 def rows_of_batches(batches: Iterator[pyarrow.RecordBatch], name: str) -> Iterator[FileRow]:
     number = 0
     for batch in batches:
+        check_columns(batch.schema.names, name)
         for row in batch.to_pylist():
             number += 1
             yield FileRow(number, f"{name}, row {number}", row)
@@ -130,7 +140,7 @@ def read_json_rows(file: BinaryIO, name: str) -> Iterator[FileRow]:
 
 def read_array(text: bytes, name: str) -> Iterator[FileRow]:
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=object_of)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: not valid JSON ({error}): give an array of objects") from None
     for number, row in enumerate(rows, 1):

@@ -25,6 +25,7 @@ import torch
 
 import data
 import tinyrm
+import train
 from experiments import fit, measure, merge, robustness, run, stats
 from experiments.causal import CausalModernBERT, CausalPromptFormat
 from experiments.fit import Cell
@@ -596,6 +597,7 @@ def record_without_training(task) -> dict:
         "seed": job.seed,
         "part": job.part,
         "data": names,
+        "sets": fit.version_of_sets(job.cell.domain, tuple(names)),
         "accuracy": dict.fromkeys(DOMAINS, level + (job.seed % 100) / 1000),
         "rate": job.rate,
         "passes": fit.PASSES[job.cell.pairs],
@@ -738,7 +740,8 @@ def test_a_damaged_line_is_named(bench):
         run.main(ONE)
 
 
-@pytest.mark.parametrize("changes", [{"base": "sha256 0"}, {"data": ["mine.jsonl"]}])
+@pytest.mark.parametrize("changes", [{"base": "sha256 0"}, {"data": ["mine.jsonl"]},
+                                     {"sets": "0" * 32}])
 def test_records_of_other_weights_or_pairs_are_left_out_and_counted(bench, capsys, changes):
     run.main(ONE)
     bench.change_first(**changes)
@@ -1098,6 +1101,20 @@ def test_a_record_of_specialists_says_what_it_began_with(small, monkeypatch):
     record = merge.record("nano", "dora", 1, 1e-3, pairs=4)
     assert record["base"] == version("nano") and record["data"] == ["nano"]
     assert run.key_of(record) == run.MergeJob("nano", "dora", 1, 1e-3).key
+
+
+def test_a_specialist_that_diverges_ends_its_merge_and_no_other(small, monkeypatch, capsys):
+    def diverges(cell, settings, pairs):
+        raise train.NotFinite("the loss is nan at step 3")
+
+    monkeypatch.setattr(merge, "fit", diverges)
+    record = merge.record("nano", "dora", 1, 1e-3, pairs=4)
+    assert record["diverged"] == "reasoning: the loss is nan at step 3"
+    job = run.MergeJob("nano", "dora", 1, 1e-3)
+    assert run.key_of(record) == job.key and "diverged" in run.result_of(record)
+    run.show_merges([job], [], {job.key: record})
+    printed = capsys.readouterr().out
+    assert "1 merges on nano have a specialist that diverged" in printed and "0 of 8" in printed
 
 
 @pytest.fixture(scope="module")

@@ -117,6 +117,37 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, name, body, message):
     assert "\n" not in str(error.value) and len(str(error.value)) < len(str(tmp_path)) + 350
 
 
+def arrow_with_a_name_twice(kind: str) -> bytes:
+    table = pyarrow.table([pyarrow.array(["x"])] * 3, names=["chosen", "b", "chosen"])
+    sink = pyarrow.BufferOutputStream()
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, sink)
+    else:
+        with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("name, body, where", [
+    ("a.jsonl", b'{"chosen": "x", "b": "y", "chosen": "z"}\n', "a.jsonl, line 1: "),
+    ("a.json", b'[{"chosen": "x", "b": {"chosen": 1, "chosen": 2}}]', "a.json: "),
+    ("a.csv", b"chosen,b,chosen\nx,y,z\n", "a.csv: "),
+    ("a.parquet", arrow_with_a_name_twice("parquet"), "a.parquet: "),
+    ("a.arrow", arrow_with_a_name_twice("arrow"), "a.arrow: "),
+])  # fmt: skip
+def test_a_name_that_is_there_twice_is_refused(tmp_path, name, body, where):
+    (tmp_path / name).write_bytes(body)
+    with pytest.raises(ValueError, match=f"{where}.*'chosen' is there twice") as error:
+        list(read_rows(tmp_path / name))
+    assert "\n" not in str(error.value)
+
+
+def test_columns_of_csv_without_a_name_are_left_alone(tmp_path):
+    (tmp_path / "a.csv").write_text("chosen,,\nx,,\n")
+    (row,) = read_rows(tmp_path / "a.csv")
+    assert row.row["chosen"] == "x"
+
+
 @pytest.mark.parametrize("name", BODIES)
 def test_any_damage_is_refused_or_harmless(tmp_path, name):
     rng = random.Random(name)
