@@ -31,8 +31,10 @@ import argparse
 import copy
 import random
 import re
+import statistics
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -71,6 +73,7 @@ WORDS = ("known", "new")
 N_WORDS, N_TRAIN, N_TEST = 40, 500, 500
 PASSES = 8.0
 SEEDS = 8
+LAYERS = 4  # of nano
 LOOKS = 8  # at a path, in equal distances, after the one before its first step
 
 # words of the idle sentences
@@ -359,31 +362,63 @@ def chosen_rates() -> dict[str, float]:
 
 
 def show(records: dict[Job, dict], seeds: int) -> None:
-    """Means over seeds, with half a 95 % interval."""
-    columns = {
-        "same words": lambda side: side["same words"],
-        "other words": lambda side: side["other words"],
-        "recall of weight": lambda side: side["recall"]["weight"],
-        "text loss": lambda side: side["text loss"],
-        "probe, third layer": lambda side: side["probe"][2],
-        "shuffled": lambda side: side["shuffled"][2],
-    }
-    print(f"| words | | seeds | {' | '.join(columns)} |\n|{'---|' * (3 + len(columns))}")
+    """Two tables: what is learnt, and what training did to what was there. Means over seeds, with
+    half a 95 % interval."""
+    show_columns(records, seeds, {
+        "same words": lambda record, side: side["same words"],
+        "other words": lambda record, side: side["other words"],
+        "recall of weight": lambda record, side: side["recall"]["weight"],
+        "recall of danger": lambda record, side: side["recall"]["danger"],
+        "recall of kind": lambda record, side: side["recall"]["kind"],
+        "text loss": lambda record, side: side["text loss"],
+    })
+    print("\nHow well a linear probe reads the weight behind each layer (shuffled weights: behind "
+          "the third), and how like the layer's output is to what it was (CKA)\n")
+    layers = {}
+    for i in range(LAYERS):
+        layers[f"probe {i}"] = lambda record, side, i=i: side["probe"][i]
+    layers["shuffled"] = lambda record, side: side["shuffled"][2]
+    for i in range(LAYERS):
+        layers[f"CKA {i}"] = lambda record, side, i=i: cka_of(record, side)[i]
+    show_columns(records, seeds, layers)
+
+
+def cka_of(record: dict, side: dict) -> list[float]:
+    """Of each layer, 1 before training."""
+    return [1.0] * LAYERS if side is record["before"] else record["cka"]
+
+
+def show_columns(records: dict[Job, dict], seeds: int,
+                 columns: dict[str, Callable[[dict, dict], float]]) -> None:
+    """A line for each kind of words and method. Where some runs stayed at chance a mean is that of
+    a mixture, so these are counted."""
+    print(f"| words | | seeds (at chance) | {' | '.join(columns)} |")
+    print("|---" * (3 + len(columns)) + "|")
     for words in WORDS:
         of_words = [record for job, record in records.items() if job.words == words]
         if not of_words:
             continue
-        values = [f"{value(of_words[0]['before']):.3f}" for value in columns.values()]
+        first = of_words[0]
+        values = [f"{value(first, first['before']):.3f}" for value in columns.values()]
         print(f"| {words} | before | | {' | '.join(values)} |")
         for method in METHODS:
             jobs = [Job(words, method, seed) for seed in range(1, seeds + 1)]
-            there = [records[job]["after"] for job in jobs if job in records]
-            cells = []
-            for value in columns.values():
-                found = stats.interval(value(side) for side in there)
-                cells.append(f"{found.mean:.3f} ± {found.half:.3f}")
-            if there:
-                print(f"| {words} | {method} | {len(there)} | {' | '.join(cells)} |")
+            there = [records[job] for job in jobs if job in records]
+            if not there:
+                continue
+            at_chance = sum(record["after"]["same words"] < run.AT_CHANCE for record in there)
+            cells = [in_words([value(record, record["after"]) for record in there])
+                     for value in columns.values()]
+            print(f"| {words} | {method} | {len(there)} ({at_chance}) | {' | '.join(cells)} |")
+
+
+def in_words(values: list[float]) -> str:
+    """The mean over runs with half its interval, or the median where the interval is wider than
+    the mean: there a single run decides."""
+    found = stats.interval(values)
+    if found.half > abs(found.mean) and found.mean > 0.2:
+        return f"{statistics.median(values):.3f} (median; up to {max(values):.2f})"
+    return f"{found.mean:.3f} ± {found.half:.3f}"
 
 
 def show_paths(records: dict[Job, dict]) -> None:

@@ -627,7 +627,7 @@ def cells_of(line: Line) -> list[str]:
     by_domain = []
     for domain in line.a.by_domain:
         difference = stats.effect(line.a.by_domain[domain], line.b.by_domain[domain])
-        by_domain.append(f"{domain} {difference.mean:+.3f}")
+        by_domain.append(f"{domain} {difference.mean:+.3f} ± {difference.half:.3f}")
     runs = len(shared) * len(line.a.by_domain)
     at_chance = f"{runs_at_chance(line.a, shared)}, {runs_at_chance(line.b, shared)} of {runs}"
     return [
@@ -746,15 +746,19 @@ def shape_of(model: str) -> str:
     return model.replace("ettin-decoder-", "ettin-")
 
 
-def training_flops(cell: Cell) -> float:
+def flops_of(job: Job) -> float:
     """Of a run: three forward passes' worth for each row of each pass (what freezing saves is left
-    out), and one for each row of the test. Two FLOPs for a multiply-add, products alone."""
+    out), and one for each row that is judged. Two FLOPs for a multiply-add, products alone, without
+    those of attention; what --benchmarks judges is not in it."""
+    cell = job.cell
     shape = SHAPES[shape_of(cell.model)]
     of_layer = 4 * shape.width * shape.width + 3 * shape.width * shape.inner
     of_token = 2 * shape.layers * of_layer
     domains = len(data.DOMAINS) if cell.domain == "all" else 1
     trained = 2 * domains * cell.pairs * PASSES[cell.pairs]
-    judged = 2 * domains * fit.TEST
+    domains_judged = len(data.DOMAINS) if job.everywhere else domains
+    pairs_of_part = fit.CHOOSE if job.part == "choose" else fit.TEST
+    judged = 2 * domains_judged * pairs_of_part
     return (3 * trained + judged) * ROW_TOKENS * of_token
 
 
@@ -766,7 +770,7 @@ def show_plan(title: str, jobs: list[Job], records: dict[str, dict]) -> None:
         of_model = [job for job in jobs if job.cell.model == model]
         line = f"  {model}: {len(of_model)} runs"
         if shape_of(model) in SHAPES:
-            total = sum(training_flops(job.cell) for job in of_model)
+            total = sum(flops_of(job) for job in of_model)
             line += (f", {total:.2g} FLOPs: {total / H200 / 3600:.1f} hours of one H200 at "
                      f"{H200 / 1e12:.0f} TFLOP/s (by formula, not run here)")
         print(line)
@@ -860,6 +864,31 @@ def decide_family(family: list[Comparison], domains: list[str], files: tuple[str
     return decide(family, every_record, every_rate | rates)
 
 
+def with_encoders(compared: list[Comparison], named: list[str]) -> list[Comparison]:
+    """The comparisons that can run here. An encoder that the command does not name and that has not
+    been made leaves its contrasts out, and a line says how to make it. ValueError for one that is
+    named, and for a cell that is asked to hide what it cannot."""
+    folders, missing = {}, {}
+    for model in methods_of({"": compared}, []).values():
+        try:
+            folders[model] = folder_of(model)
+        except ValueError as error:
+            if model in named:
+                raise
+            missing[model] = error
+
+    kept = []
+    for comparison in compared:
+        cells = [*comparison.a.cells.values(), *comparison.b.cells.values()]
+        if all(cell.model in folders for cell in cells):
+            for cell in cells:
+                fit.architecture_of(folders[cell.model], cell)
+            kept.append(comparison)
+    for error in missing.values():
+        print(f"left out, {len(compared) - len(kept)} contrasts: {error}", file=sys.stderr)
+    return kept
+
+
 def main(argv: list[str] | None = None) -> None:
     flags = parse(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -867,15 +896,20 @@ def main(argv: list[str] | None = None) -> None:
     files = tuple(flags.data)
 
     # what is compared, and the rates that it needs
-    families = {}
+    families, to_run = {}, {}
     for group in flags.groups:
         if group in GROUPS:
             families[group] = comparisons(group, flags.model, flags.domain, flags.pairs)
+            to_run[group] = families[group]
+            if not only_look:  # what is missing is said now, not after hours
+                to_run[group] = with_encoders(families[group], flags.model)
+    if families and not any(to_run.values()):
+        raise ValueError(f"{', '.join(families)}: nothing can run: make an encoder, as said above")
     merged = []
     if "merge" in flags.groups:
         merged = flags.model
-    methods = methods_of(families, merged)
-    if not methods:  # the rates alone were asked for
+    methods = methods_of(to_run, merged)
+    if not families and not merged:  # the rates alone were asked for
         methods = all_methods(flags.model)
     models = list(dict.fromkeys(methods.values()))
     trials = rate_jobs(models, flags.domain, set(methods))
@@ -883,7 +917,7 @@ def main(argv: list[str] | None = None) -> None:
     records = {}
     for model in models:
         if not only_look:
-            folder_of(model)  # what is missing is said now, not after hours
+            folder_of(model)
         records.update(read_records(model, files, only_look))
 
     # rates first: the other runs take what was chosen, and wait if --most ends here
@@ -897,7 +931,9 @@ def main(argv: list[str] | None = None) -> None:
     if flags.dry_run:
         show_plan("rates", trials, records)
     for group, compared in families.items():
-        jobs = jobs_of(compared, flags.seeds, rates)
+        jobs = []
+        if to_run[group]:
+            jobs = jobs_of(to_run[group], flags.seeds, rates)
         if flags.dry_run:
             show_plan(group, jobs, records)
             continue

@@ -139,12 +139,12 @@ def show_laws(points: list[Point]):
 
 
 def show_law(against: str, of: str, points: list[Point], x_of: Callable[[Point], float]):
-    """A line of the table, if there are two different x."""
+    """A line of the table, if there are three different x: a line goes through any two."""
     groups = {}  # all seeds of a budget and a size stand at one x
     for point in points:
         groups.setdefault((point.model, point.pairs), []).append(x_of(point))
     means = {key: sum(values) / len(values) for key, values in groups.items()}
-    if len(set(means.values())) < 2:
+    if len(set(means.values())) < 3:
         return
     if any(point.error <= 0 for point in points):
         print(f"| {against} | {of} | none: a run without an error | {len(points)} |")

@@ -957,12 +957,48 @@ def test_a_plan_has_hours_and_makes_nothing(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_encoder_is_said_before_the_first_run(bench, monkeypatch):
+def test_a_missing_encoder_is_said_before_the_first_run(bench, monkeypatch, capsys):
     contrast = run.Contrast("text", {}, {"model": "nano-97"}, seeds=2, budgets=(30,))
     monkeypatch.setattr(run, "GROUPS", {"one": [contrast]})
-    with pytest.raises(ValueError, match="nano-97 is not there"):
+    with pytest.raises(ValueError, match="one: nothing can run"):
         run.main(ONE)
+    assert "nano-97 is not there: make it with python nano/make.py" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="nano-97 is not there"):
+        run.main(["one", "--model", "nano-97"])
     assert bench.made == []
+
+
+def test_an_encoder_that_was_not_made_leaves_out_its_contrasts_alone(bench, monkeypatch, capsys):
+    missing = run.Contrast("text", {}, {"model": "nano-97"}, seeds=2, budgets=(30,))
+    here = run.Contrast("LoRA", {}, {"adapter": "lora"}, seeds=2, budgets=(30,))
+    monkeypatch.setattr(run, "GROUPS", {"one": [missing, here]})
+    run.main(ONE)
+    printed = capsys.readouterr()
+    assert "left out, 1 contrasts: " in printed.err and "python nano/make.py" in printed.err
+    assert "1 of 2 contrasts have runs" in printed.out
+    assert bench.made and all(key.startswith("nano ") for key in bench.made)
+
+
+def test_what_cannot_be_hidden_is_said_before_the_first_run(monkeypatch):
+    monkeypatch.setattr(run, "make_missing", None)
+    with pytest.raises(ValueError, match="a decoder, in which nothing more can be forbidden"):
+        run.main(["sight", "--model", "nano-causal"])
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("adapter", ["dora", "lora"])
+def test_an_adapter_stands_above_the_layers_that_its_own_recipe_froze(domain, adapter, monkeypatch,
+                                                                     tmp_path):
+    """In safety and chat the recipe of large is for the top layers in full."""
+    config = json.loads((NANO / "config.json").read_text())
+    config.update(hidden_size=1024, num_hidden_layers=28, num_attention_heads=16,
+                  vocab_size=50368, layer_types=None, global_attn_every_n_layers=3)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(fit, "folder_of", lambda model: tmp_path)
+    settings = fit.settings_of(Cell("large", domain, 100, adapter=adapter), 1, 1e-4)
+    assert (settings.adapter, settings.freeze) == (adapter, 15)
+    in_full = fit.settings_of(Cell("large", domain, 100, adapter="full"), 1, 1e-4)
+    assert in_full.freeze == {"reasoning": 0, "safety": 27, "chat": 26}[domain]
 
 
 @pytest.mark.parametrize("size", ["17m", "1b"])

@@ -39,10 +39,12 @@ def test_no_fact_gives_a_new_word_a_weight():
     rng = random.Random(0)
     world, new = microworld.make_world(), new_words()
     for _ in range(3000):
-        text = " ".join(microworld.document(rng, world)).lower()
-        for sentence in re.split(r"[.?!]", text):
-            if "stone" in sentence or "weigh" in sentence:
-                assert not set(sentence.split()) & set(new), sentence
+        tasks = (microworld.word_row(rng, world), microworld.task_row(rng, world))
+        texts = [" ".join(microworld.document(rng, world))]
+        texts += ["".join([*task.before, task.answer, *task.after]) for task in tasks]
+        for sentence in re.split(r"[.?!]", " ".join(texts).lower()):
+            if "stone" in sentence or "weigh" in sentence or "heav" in sentence:
+                assert not set(re.findall("[a-z]+", sentence)) & set(new), sentence
 
 
 def test_known_words_are_those_of_the_test():
@@ -118,9 +120,11 @@ def test_a_probe_of_noise_reads_nothing_and_of_the_weight_all():
 
 
 def a_record(job, **after):
-    side = {"same words": 0.5, "other words": 0.8, "recall": {"weight": 1.0}, "text loss": 0.3,
+    recall = {"weight": 1.0, "danger": 0.9, "kind": 0.8}
+    side = {"same words": 0.5, "other words": 0.8, "recall": recall, "text loss": 0.3,
             "probe": [0.1, 0.2, 0.4, 0.3], "shuffled": [0.0, 0.0, -0.1, 0.0]}
     return {**job._asdict(), "before": side, "after": {**side, **after}, "rate": 5e-3,
+            "cka": [1.0, 0.9, 0.8, 0.7],
             "passes": new_facts.PASSES, "base": version_of(ROOT / "nano/instruct")}
 
 
@@ -128,11 +132,17 @@ def test_the_table_has_a_line_a_method(capsys):
     records = {}
     for seed in (1, 2):
         job = Job("new", "DoRA", seed)
-        records[job] = a_record(job, **{"other words": 0.6 + 0.1 * seed})
+        records[job] = a_record(job, **{"same words": 0.4 + 0.15 * seed,
+                                        "other words": 0.65 + 0.05 * seed,
+                                        "text loss": (0.4, 9.0)[seed - 1]})
     new_facts.show(records, 8)
     printed = capsys.readouterr().out
-    assert "| new | before | | 0.500 | 0.800 | 1.000 | 0.300 | 0.400 | -0.100 |" in printed
-    assert "| new | DoRA | 2 | 0.500 ± 0.000 | 0.750 ± 0.635 |" in printed
+    assert "| new | before | | 0.500 | 0.800 | 1.000 | 0.900 | 0.800 | 0.300 |" in printed
+    assert ("| new | DoRA | 2 (1) | 0.625 (median; up to 0.70) | 0.725 ± 0.318 | 1.000 ± 0.000 "
+            "| 0.900 ± 0.000 | 0.800 ± 0.000 | 4.700 (median; up to 9.00) |") in printed
+    assert ("| new | before | | 0.100 | 0.200 | 0.400 | 0.300 | -0.100 "
+            "| 1.000 | 1.000 | 1.000 | 1.000 |") in printed
+    assert "| 1.000 ± 0.000 | 0.900 ± 0.000 | 0.800 ± 0.000 | 0.700 ± 0.000 |" in printed
 
 
 @pytest.mark.parametrize("method", ["DoRA", "full"])

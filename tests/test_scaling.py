@@ -20,12 +20,12 @@ def points_of(model, pairs, errors, is_causal=False, parameters=10, flops=1.0):
 def test_the_exponent_of_a_known_law(capsys):
     """error = pairs^-1/2, and with FLOPs that grow as pairs^2, FLOPs^-1/4."""
     points = []
-    for pairs in (100, 1000):
+    for pairs in (100, 300, 1000):
         points += points_of("one", pairs, [pairs**-0.5] * 2, flops=float(pairs**2))
     scaling.show_laws(points)
     printed = capsys.readouterr().out
-    assert "| training pairs | one | 0.50 [0.50, 0.50] | 4 |" in printed
-    assert "| FLOPs of training | one | 0.25 [0.25, 0.25] | 4 |" in printed
+    assert "| training pairs | one | 0.50 [0.50, 0.50] | 6 |" in printed
+    assert "| FLOPs of training | one | 0.25 [0.25, 0.25] | 6 |" in printed
     assert "| parameters |" not in printed  # of one size
 
 
@@ -34,14 +34,19 @@ def test_a_law_over_sizes_is_of_one_kind_and_one_budget(capsys):
     points += points_of("large", 100, [0.1], parameters=200)
     points += points_of("twin", 100, [0.4], parameters=100, is_causal=True)
     scaling.show_laws(points)
+    assert "| parameters |" not in capsys.readouterr().out  # a line goes through any two sizes
+
+    points += points_of("larger", 100, [0.05], parameters=400)
+    scaling.show_laws(points)
     printed = capsys.readouterr().out
-    assert "| parameters | encoders, 100 pairs | 1.00 [nan, nan] | 2 |" in printed
+    assert "| parameters | encoders, 100 pairs | 1.00 [" in printed
     assert "twins, 100" not in printed
 
 
 def test_a_run_without_an_error_has_no_law(capsys):
-    scaling.show_laws(points_of("one", 100, [0.1]) + points_of("one", 300, [0.0]))
-    assert "| training pairs | one | none: a run without an error | 2 |" in capsys.readouterr().out
+    scaling.show_laws(points_of("one", 30, [0.2]) + points_of("one", 100, [0.1])
+                      + points_of("one", 300, [0.0]))
+    assert "| training pairs | one | none: a run without an error | 3 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("of_the_larger, sentence", [
