@@ -3,6 +3,7 @@ turns, or with what the answer of a conversation hangs on.
 
     python experiments/robustness.py                         # eight seeds of each domain
     python experiments/robustness.py --seeds 1 --model nano  # one seed of another encoder
+    python experiments/robustness.py --print                 # the tables of what is there
 
 Each run has the recipe's adapter, rate and batch, and four passes over the 1,000 training pairs
 (train.py's recipe for reasoning has three). In the columns "idle on ..." the
@@ -27,9 +28,13 @@ import tinyrm  # noqa: E402
 from data import Pair, PromptFormat  # noqa: E402
 from experiments import fit, stats  # noqa: E402
 from experiments.fit import Cell  # noqa: E402
+from experiments.record_files import append_record, read_lines  # noqa: E402
+from infra.hub import version_of  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
 from tinyrm import ModernBERT  # noqa: E402
 
+RECORDS = ROOT / "experiments/records/robustness.jsonl"
+PAIRS = 1000
 FULL_RATE = 1e-3  # the recipe's is DoRA's
 IDLE_ON = {"wrong": ("rejected",), "right": ("chosen",), "both": ("chosen", "rejected")}
 
@@ -41,51 +46,105 @@ def with_idle_talk(pairs: list[Pair], sides: tuple[str, ...]) -> list[Pair]:
     return [pair._replace(**row) for pair, row in zip(pairs, changed, strict=True)]
 
 
+def by_sentence(pairs: list[Pair]) -> dict[str, list[Pair]]:
+    """Pairs by the idle sentence that their wrong answer carries."""
+    groups = {}
+    for pair in pairs:
+        (sentence,) = [one for one in microworld.IDLE["test"] if one in pair.rejected]
+        groups.setdefault(sentence, []).append(pair)
+    return dict(sorted(groups.items()))
+
+
 def of_conversations(pairs: list[Pair]) -> dict[str, dict[str, list[Pair]]]:
-    """Conversations by what their answer hangs on and by their number of turns ("persona, 2 turns"
-    is a subset)."""
-    groups = {"what the answer hangs on": {}, "turns": {}}
+    """Conversations by what their answer hangs on, by their number of turns, and by both
+    ("persona, 2 turns"): one turn has kinds of its own, so the first two hide the third."""
+    groups = {"what the answer hangs on": {}, "turns": {}, "both": {}}
     for pair in pairs:
         kind, _, turns = pair.subset.partition(", ")
         groups["what the answer hangs on"].setdefault(kind, []).append(pair)
         groups["turns"].setdefault(turns, []).append(pair)
+        groups["both"].setdefault(pair.subset, []).append(pair)
     return {name: dict(sorted(found.items())) for name, found in groups.items()}
 
 
-class Specialist(NamedTuple):
+# ------------------------------------------------------------------------------------------ a run
+
+
+class Run(NamedTuple):
+    model: str
+    what: str  # "before" training, "after" it, or trained from "fresh weights"
+    domain: str
+    seed: int
+
+
+def runs_of(model: str, seeds: int) -> list[Run]:
+    """All runs of a model, in the order of the table."""
+    runs = []
+    for domain in data.DOMAINS:
+        runs.append(Run(model, "before", domain, 0))
+        runs.extend(Run(model, "after", domain, seed) for seed in range(1, seeds + 1))
+    return [*runs, Run(model, "fresh weights", "reasoning", 1)]
+
+
+def make(run: Run) -> dict:
+    """The record of a run."""
+    rate = 0.0  # that of the recipe
+    if run.what == "before":
+        folder = fit.folder_of(run.model)
+        model = tinyrm.load(folder)
+        prompt_format = PromptFormat(data.load_tokenizer(folder), domain=run.domain)
+    else:
+        cell = Cell(run.model, run.domain, PAIRS)
+        if run.what == "fresh weights":
+            cell, rate = Cell("random", run.domain, PAIRS, adapter="full", freeze=0), FULL_RATE
+        settings = fit.settings_of(cell, run.seed, rate)
+        rate = settings.lr
+        pairs = fit.training_pairs(cell, run.seed, settings.data)
+        fitted = fit.fit(cell, settings, pairs)
+        model, prompt_format = fitted.model, fitted.prompt_format
+    return {**run._asdict(), **setup(run), "rate": rate, "torch": torch.__version__,
+            **judge(model, prompt_format, run.domain)}
+
+
+def setup(run: Run) -> dict:
+    """What a record has to have been made with."""
+    return {"base": version_of(fit.folder_of(run.model)), "pairs": PAIRS,
+            "passes": fit.PASSES[PAIRS], "sets": fit.version_of_sets(run.domain, ("nano",))}
+
+
+def judge(model: ModernBERT, prompt_format: PromptFormat, domain: str) -> dict:
     """Accuracies on the test, by the column of a table."""
-
-    columns: dict[str, float]
-    conversations: dict[str, dict[str, float]]  # table -> column -> accuracy
-
-
-def judge(model: ModernBERT, prompt_format: PromptFormat, domain: str) -> Specialist:
     test = fit.sets_of(domain, ("nano",)).test
-    columns = {"test": fit.accuracy(model, prompt_format, test)}
+
+    def accuracies(groups: dict[str, list[Pair]]) -> dict[str, float]:
+        return {name: round(fit.accuracy(model, prompt_format, pairs), 4)
+                for name, pairs in groups.items()}
+
+    groups = {"test": test}
     for name, sides in IDLE_ON.items():
-        changed = with_idle_talk(test, sides)
-        columns[f"idle on {name}"] = fit.accuracy(model, prompt_format, changed)
-
-    conversations = {}
+        groups[f"idle on {name}"] = with_idle_talk(test, sides)
+    found = {"columns": accuracies(groups),
+             "sentences": accuracies(by_sentence(groups["idle on wrong"]))}
     if domain == "chat":
-        for table, groups in of_conversations(test).items():
-            conversations[table] = {name: fit.accuracy(model, prompt_format, pairs)
-                                    for name, pairs in groups.items()}
-    return Specialist(columns, conversations)
+        found["conversations"] = {table: accuracies(some)
+                                  for table, some in of_conversations(test).items()}
+    return found
 
 
-def before(model: str, domain: str) -> Specialist:
-    """The encoder, asked as its specialist will be."""
-    folder = fit.folder_of(model)
-    prompt_format = PromptFormat(data.load_tokenizer(folder), domain=domain)
-    return judge(tinyrm.load(folder), prompt_format, domain)
+def key_of(record: dict) -> Run:
+    return Run(*(record[name] for name in Run._fields))
 
 
-def after(cell: Cell, seed: int, rate: float = 0.0) -> Specialist:
-    """A specialist, trained at this rate (0: the recipe's)."""
-    settings = fit.settings_of(cell, seed, rate)
-    fitted = fit.fit(cell, settings, fit.training_pairs(cell, seed, settings.data))
-    return judge(fitted.model, fitted.prompt_format, cell.domain)
+def read_records(model: str, only_look: bool = False) -> dict[Run, dict]:
+    """The records of a model whose weights, pairs and passes are today's."""
+    records = {}
+    for run, record in read_lines(RECORDS, key_of, only_look):
+        if run.model == model and record.items() >= setup(run).items():
+            records[run] = record
+    return records
+
+
+# ------------------------------------------------------------------------------------- the tables
 
 
 def cells_of(found: list[dict[str, float]]) -> str:
@@ -100,11 +159,40 @@ def cells_of(found: list[dict[str, float]]) -> str:
     return " | ".join(texts)
 
 
+def worst_sentence(found: list[dict]) -> str:
+    """The sentence with the lowest mean over the seeds, with that mean."""
+    of_seeds = [record["sentences"] for record in found]
+    means = {sentence: stats.interval(one[sentence] for one in of_seeds)
+             for sentence in of_seeds[0]}
+    worst = min(means, key=lambda sentence: means[sentence].mean)
+    return f"{means[worst].mean:.3f}: {worst}"
+
+
+def show(model: str, seeds: int, records: dict[Run, dict]) -> None:
+    lines = {}  # its beginning -> the records of its seeds
+    for run in runs_of(model, seeds):
+        if run in records:
+            lines.setdefault(f"{run.domain}, {run.what}", []).append(records[run])
+    columns = ["test", *(f"idle on {name}" for name in IDLE_ON)]
+    print(f"| {model} | seeds | {' | '.join(columns)} | worst sentence |")
+    print("|---" * (len(columns) + 3) + "|")
+    for name, found in lines.items():
+        cells = cells_of([record["columns"] for record in found])
+        print(f"| {name} | {len(found)} | {cells} | {worst_sentence(found)} |")
+
+    of_chat = [record["conversations"] for record in lines.get("chat, after", [])]
+    if of_chat:
+        for table, columns in of_chat[0].items():
+            print(f"\n| chat, by {table} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+            print(f"| after | {cells_of([one[table] for one in of_chat])} |")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano-instruct", help="an encoder of nano's")
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--print", action="store_true", help="print the tables, run nothing")
     flags = parser.parse_args(argv)
     if flags.seeds < 1:
         raise ValueError(f"--seeds {flags.seeds}: give 1 or more")
@@ -112,24 +200,15 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"--model {flags.model}: the pairs are nano's; give an encoder of nano's")
     torch.set_num_threads(1)  # the same numbers on any machine of a kind
 
-    columns = ["test", *(f"idle on {name}" for name in IDLE_ON)]
-    print(f"| {flags.model} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
-    of_chat = []  # its seeds
-    for domain in data.DOMAINS:
-        encoder = before(flags.model, domain)
-        print(f"| {domain}, before | {cells_of([encoder.columns])} |", flush=True)
-        seeds = [after(Cell(flags.model, domain, 1000), seed) for seed in range(1, flags.seeds + 1)]
-        columns_of_seeds = [one.columns for one in seeds]
-        print(f"| {domain}, after | {cells_of(columns_of_seeds)} |", flush=True)
-        if domain == "chat":
-            of_chat = seeds
-    fresh = Cell("random", "reasoning", 1000, adapter="full", freeze=0)
-    specialist = after(fresh, 1, FULL_RATE)
-    print(f"| reasoning, fresh weights | {cells_of([specialist.columns])} |", flush=True)
-
-    for table, columns in of_chat[0].conversations.items():
-        print(f"\n| chat, by {table} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
-        print(f"| after | {cells_of([one.conversations[table] for one in of_chat])} |")
+    records = read_records(flags.model, flags.print)
+    if not flags.print:
+        for run in runs_of(flags.model, flags.seeds):
+            if run not in records:
+                records[run] = make(run)
+                append_record(RECORDS, records[run])
+                print(f"{run.domain}, {run.what}, seed {run.seed}: "
+                      f"{records[run]['columns']['test']:.3f}", flush=True)
+    show(flags.model, flags.seeds, records)
 
 
 if __name__ == "__main__":

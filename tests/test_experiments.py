@@ -234,18 +234,41 @@ def test_conversations_are_in_one_group_of_each_table():
     tables = robustness.of_conversations(test)
     assert list(tables["turns"]) == ["1 turn", "2 turns", "3 turns", "4 turns"]
     assert list(tables["what the answer hangs on"]) == ["earlier", "persona", "plain", "refer"]
+    assert "persona, 2 turns" in tables["both"]
     for groups in tables.values():
         assert sum(len(pairs) for pairs in groups.values()) == len(test)
 
 
-def test_the_table_of_a_specialist_is_complete(small, monkeypatch, capsys):
+def test_each_idle_sentence_is_judged_alone():
+    test = fit.sets_of("safety", ("nano",)).test
+    groups = robustness.by_sentence(robustness.with_idle_talk(test, ("rejected",)))
+    assert sorted(groups) == sorted(robustness.microworld.IDLE["test"])
+    assert sum(len(pairs) for pairs in groups.values()) == len(test)
+    found = [{"sentences": {"One.": 0.9, "Two.": 0.5}}, {"sentences": {"One.": 0.8, "Two.": 0.9}}]
+    assert robustness.worst_sentence(found) == "0.700: Two."
+
+
+def test_the_table_of_a_specialist_is_complete_and_resumes(small, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(fit.PASSES, 1000, 0.02)  # a step
+    monkeypatch.setattr(robustness, "RECORDS", tmp_path / "robustness.jsonl")
     robustness.main(["--seeds", "2", "--model", "nano"])
+    made = (tmp_path / "robustness.jsonl").read_text()
+    assert made.count("\n") == 3 * 3 + 1
+    capsys.readouterr()
+
+    # killed in the middle of a line: that run alone is made again, and no other
+    (tmp_path / "robustness.jsonl").write_text(made[:-9])
+    robustness.main(["--seeds", "2", "--model", "nano"])
+    assert (tmp_path / "robustness.jsonl").read_text() == made
+    assert capsys.readouterr().out.startswith("reasoning, fresh weights, seed 1: ")
+
+    robustness.main(["--seeds", "2", "--model", "nano", "--print"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines if line and "---" not in line] == [
         "| nano", "| reasoning, before", "| reasoning, after", "| safety, before",
         "| safety, after", "| chat, before", "| chat, after", "| reasoning, fresh weights",
-        "| chat, by what the answer hangs on", "| after", "| chat, by turns", "| after"]
+        "| chat, by what the answer hangs on", "| after", "| chat, by turns", "| after",
+        "| chat, by both", "| after"]
     assert lines[3].count("±") == 4
 
 
