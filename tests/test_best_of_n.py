@@ -88,12 +88,20 @@ def test_no_answer_of_two_names_says_which_one_it_means():
 
 
 def test_neither_idle_talk_nor_length_tells_what_is_right():
-    words = {}
+    words, idle = {}, {}
     for seed in range(20):
         made = make_candidates(PAIR, WORDS, random.Random(seed))
         for kind, text in zip(made.kinds, made.texts, strict=True):
             words.setdefault(kind, []).append(len(text.split()))
+            talk = sum(sentence in text for sentence in best_of_n.microworld.IDLE["test"])
+            idle.setdefault(kind, []).append(talk)
     assert np.mean(words["right"]) == pytest.approx(np.mean(words["wrong"]), rel=0.07)
+    for kind in idle:
+        assert np.mean(idle[kind]) == pytest.approx(np.mean(idle["right"]), rel=0.1), kind
+    rest = [length for kind in words if kind != "right" for length in words[kind]]
+    longer = np.mean([[one > other for other in rest] for one in words["right"]])
+    equal = np.mean([[one == other for other in rest] for one in words["right"]])
+    assert longer + equal / 2 == pytest.approx(0.5, abs=0.05)  # the area under the curve
 
 
 def test_it_turns_where_the_last_is_lower_than_the_best_by_more_than_chance():

@@ -1079,6 +1079,18 @@ def test_what_was_frozen_did_not_change(small):
     assert changed == {"1", "2", "3"}
 
 
+def test_pairs_bring_out_what_the_encoder_has_read_and_random_weights_have_nothing(monkeypatch):
+    """The main result in small: some pairs of reasoning, judged by pairs about other words."""
+    whole = fit.sets_of("reasoning", ("nano",))
+    some = fit.Sets(whole.train, whole.choose, whole.test[:300])
+    monkeypatch.setattr(fit, "sets_of", lambda domain, names: some)
+    right = {}
+    for model, pairs in (("nano-instruct", 100), ("random", 30)):
+        right[model] = record_of(Cell(model, "reasoning", pairs), 1)["accuracy"]["reasoning"]
+    assert right["nano-instruct"] > 0.92  # 0.843 before any pair
+    assert 0.4 < right["random"] < 0.6
+
+
 # --- specialists as one model ----------------------------------------------------------------
 
 
@@ -1147,6 +1159,8 @@ def test_merges_are_shown_next_to_training_on_all_at_once(merged, capsys):
                 "shared trunk, routed by the prompt"):
         assert f"| {way} |" in printed
     assert "(seeds: 1) | 0.625 ± nan | 0.625 ± nan | 0.625 ± nan |" in printed
+    lead = sum(merged["routed"].values()) / 3 - 0.625
+    assert f"routed less all at once, the same seeds: {lead:+.3f} ± nan (reasoning " in printed
 
 
 def test_models_that_share_fewer_layers_are_refused(specialists):
