@@ -26,7 +26,7 @@ import torch
 import data
 import tinyrm
 import train
-from experiments import fit, measure, merge, robustness, run, stats
+from experiments import best_of_n, fit, measure, merge, new_facts, robustness, run, scaling, stats
 from experiments.causal import CausalModernBERT, CausalPromptFormat
 from experiments.fit import Cell
 from experiments.stats import Effect
@@ -1031,6 +1031,24 @@ def test_the_sizes_of_ettin_have_a_plan(size, tmp_path, monkeypatch, capsys):
     hours = [line for line in capsys.readouterr().out.splitlines() if "hours of one H200" in line]
     # the rates and the runs, of the encoder and of the decoder
     assert len(hours) == 4
+
+
+# --- what was measured -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("main, words", [
+    (run.main, ["claims", "controls", "causal", "sight", "prompt", "--print"]),
+    (run.main, ["merge", "--model", "nano-instruct", "--print"]),
+    (new_facts.main, ["--print"]),
+    (best_of_n.main, ["--print"]),
+    (robustness.main, ["--print"]),
+    (scaling.main, []),
+], ids=["claims", "merge", "new_facts", "best_of_n", "robustness", "scaling"])
+def test_the_tables_of_docs_measured_are_what_the_records_give(main, words, capsys):
+    main(words)
+    rows = {line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")}
+    written = set((ROOT / "docs/measured.md").read_text(encoding="utf-8").splitlines())
+    assert len(rows) > 3 and not rows - written
 
 
 # --- what training changed -------------------------------------------------------------------
