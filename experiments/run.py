@@ -905,8 +905,10 @@ def with_encoders(compared: list[Comparison], named: list[str]) -> list[Comparis
             for cell in cells:
                 fit.architecture_of(folders[cell.model], cell)
             kept.append(comparison)
+    if missing:
+        print(f"{len(compared) - len(kept)} contrasts are left out:", file=sys.stderr)
     for error in missing.values():
-        print(f"left out, {len(compared) - len(kept)} contrasts: {error}", file=sys.stderr)
+        print(f"    {error}", file=sys.stderr)
     return kept
 
 

@@ -997,7 +997,7 @@ def test_an_encoder_that_was_not_made_leaves_out_its_contrasts_alone(bench, monk
     monkeypatch.setattr(run, "GROUPS", {"one": [missing, here]})
     run.main(ONE)
     printed = capsys.readouterr()
-    assert "left out, 1 contrasts: " in printed.err and "python nano/make.py" in printed.err
+    assert "1 contrasts are left out:" in printed.err and "python nano/make.py" in printed.err
     assert "1 of 2 contrasts have runs" in printed.out
     assert bench.made and all(key.startswith("nano ") for key in bench.made)
 
