@@ -407,12 +407,12 @@ def show_columns(records: dict[Job, dict], seeds: int,
             if not there:
                 continue
             at_chance = sum(record["after"]["same words"] < run.AT_CHANCE for record in there)
-            cells = [in_words([value(record, record["after"]) for record in there])
+            cells = [mean_or_median([value(record, record["after"]) for record in there])
                      for value in columns.values()]
             print(f"| {words} | {method} | {len(there)} ({at_chance}) | {' | '.join(cells)} |")
 
 
-def in_words(values: list[float]) -> str:
+def mean_or_median(values: list[float]) -> str:
     """The mean over runs with half its interval, or the median where the interval is wider than
     the mean: there a single run decides."""
     found = stats.interval(values)
