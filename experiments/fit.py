@@ -204,12 +204,13 @@ CHOOSE, TEST = 200, 1000  # of a model's own data, held out for choosing and for
 def sets_of(domain: str, names: tuple[str, ...]) -> Sets:
     """nano's three sets, or a split of other pairs, which no seed changes."""
     if names == ("nano",):
-        sets = load_sets(names, domain, 0, 0, 0)
+        sets = load_sets(names, domain, held_out=-1, limit=0, seed=0)
         return Sets(sets.train, sets.held_out, sets.test)
-    sets = load_sets(names, domain, CHOOSE + TEST, 0, seed=0)
-    sides = split(sets.test, CHOOSE, seed=1)
-    choose = [sets.test[i] for i in sides.held_out]
-    test = [sets.test[i] for i in sides.train]
+    sets = load_sets(names, domain, held_out=CHOOSE + TEST, limit=0, seed=0)
+    # what is held out (sets.test) is split once more: CHOOSE to choose by, the rest is the test
+    again = split(sets.test, CHOOSE, seed=1)
+    choose = [sets.test[i] for i in again.held_out]
+    test = [sets.test[i] for i in again.train]
     return Sets(sets.train, choose, test)
 
 
@@ -257,7 +258,8 @@ Watch = Callable[[int, int, ModernBERT], None]  # steps made, steps in all, the 
 def fit(cell: Cell, settings: train.Settings, pairs: list[Pair],
         watch: Watch | None = None) -> Fitted:
     """Train on these pairs: train.py's recipe, without a run folder. `watch` is called before the
-    first step and after each."""
+    first step and after each. The template is the cell's, with its label words. train.NotFinite
+    where the run diverges."""
     machine = pick_device(settings.device, settings.dtype)
     folder = folder_of(cell.model)
     classes = architecture_of(folder, cell)

@@ -30,6 +30,7 @@ from data import Item, Pair, RowTokenizer  # noqa: E402
 from evaluate import RewardModel  # noqa: E402
 from experiments.fit import (  # noqa: E402
     ENCODER,
+    PASSES,
     Cell,
     Fitted,
     accuracy,
@@ -180,6 +181,7 @@ def record(model: str, adapter: str, seed: int, rate: float, files: tuple[str, .
         "data": list(names),
         "sets": version_of_sets("all", names),
         "rate": rate,
+        "passes": PASSES[pairs],
         "pairs": pairs,
         "base": version_of(folder_of(model)),
         "torch": torch.__version__,
@@ -201,7 +203,6 @@ def record(model: str, adapter: str, seed: int, rate: float, files: tuple[str, .
     start = tinyrm.load(folder_of(model))
     tokenizer = data.load_tokenizer(folder_of(model))
     return about | {
-        "passes": settings.epochs,
         "n": {domain: len(test) for domain, test in tests.items()},
         **merged(start, tokenizer, experts, choose, tests, prompts),
     }
@@ -245,13 +246,14 @@ def averages(start: ModernBERT, experts: dict[str, Fitted], choose: dict[str, li
     """One set of weights for all domains:
         "added", "ties"    [[scale, {domain: accuracy on the test}]] at every scale
         "chosen"           {way: [scale, {domain: accuracy on the test}]} at the scale that has the
-                           highest mean accuracy on the choosing pairs; "each": a scale for each"""
+                           highest mean accuracy on the choosing pairs; the way "each" is "added"
+                           with a list of scales, one for each specialist"""
     models = [expert.model for expert in experts.values()]
 
-    def accuracies(model, pairs_of):
+    def accuracies(model, pairs):
         found = {}
         for domain, expert in experts.items():
-            found[domain] = round(accuracy(model, expert.prompt_format, pairs_of[domain]), 4)
+            found[domain] = round(accuracy(model, expert.prompt_format, pairs[domain]), 4)
         return found
 
     def mean_chosen(model):
@@ -265,11 +267,12 @@ def averages(start: ModernBERT, experts: dict[str, Fitted], choose: dict[str, li
     for way, (scales, make) in ways.items():
         found[way] = [[scale, accuracies(make(scale), tests)] for scale in scales]
         best = best_scale(scales, lambda scale, make=make: mean_chosen(make(scale)))
-        found["chosen"][way] = [best, dict(found[way])[best]]
+        on_test = dict(found[way])  # scale -> accuracies
+        found["chosen"][way] = [best, on_test[best]]
 
-    each = [found["chosen"]["added"][0]] * len(models)
-    each = scale_for_each(each, lambda scales: mean_chosen(added(start, models, scales)))
-    found["chosen"]["each"] = [each, accuracies(added(start, models, each), tests)]
+    equal = [found["chosen"]["added"][0]] * len(models)
+    scales = scale_for_each(equal, lambda scales: mean_chosen(added(start, models, scales)))
+    found["chosen"]["each"] = [scales, accuracies(added(start, models, scales), tests)]
     return found
 
 

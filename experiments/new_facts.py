@@ -363,7 +363,7 @@ def chosen_rates() -> dict[str, float]:
 
 def show(records: dict[Job, dict], seeds: int) -> None:
     """Two tables: what is learnt, and what training did to what was there. Means over seeds, with
-    half a 95 % interval."""
+    half a 95 % interval, or medians where the table says so."""
     show_columns(records, seeds, {
         "same words": lambda record, side: side["same words"],
         "other words": lambda record, side: side["other words"],
@@ -373,7 +373,7 @@ def show(records: dict[Job, dict], seeds: int) -> None:
         "text loss": lambda record, side: side["text loss"],
     })
     print("\nHow well a linear probe reads the weight behind each layer (shuffled weights: behind "
-          "the third), and how like the layer's output is to what it was (CKA)\n")
+          "layer 2), and how like the layer's output is to what it was (CKA); layers from 0\n")
     layers = {}
     for i in range(LAYERS):
         layers[f"probe {i}"] = lambda record, side, i=i: side["probe"][i]
@@ -384,7 +384,7 @@ def show(records: dict[Job, dict], seeds: int) -> None:
 
 
 def cka_of(record: dict, side: dict) -> list[float]:
-    """Of each layer, 1 before training."""
+    """Of each layer; 1 before training, for which a record holds none."""
     return [1.0] * LAYERS if side is record["before"] else record["cka"]
 
 
@@ -413,10 +413,10 @@ def show_columns(records: dict[Job, dict], seeds: int,
 
 
 def mean_or_median(values: list[float]) -> str:
-    """The mean over runs with half its interval, or the median where the interval is wider than
-    the mean: there a single run decides."""
+    """The mean over runs with half its interval; the median where that half is larger than the
+    mean, since there a single run decides. (Not near 0: there a probe reads nothing.)"""
     found = stats.interval(values)
-    if found.half > abs(found.mean) and found.mean > 0.2:
+    if found.half > found.mean > 0.2:
         return f"{statistics.median(values):.3f} (median; up to {max(values):.2f})"
     return f"{found.mean:.3f} ± {found.half:.3f}"
 

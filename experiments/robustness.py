@@ -6,10 +6,13 @@ turns, or with what the answer of a conversation hangs on.
     python experiments/robustness.py --print                 # the tables of what is there
 
 Each run has the recipe's adapter, rate and batch, and four passes over the 1,000 training pairs
-(train.py's recipe for reasoning has three). In the columns "idle on ..." the
-answers of the test carry no idle sentence but one on the wrong, the right, or both of them; no
-training pair contains any of these sentences. The last line is one seed of fresh weights with the
-same budget, trained in full at 1e-3, nothing frozen. Means ± half a 95 % interval over the seeds.
+(train.py's recipe for reasoning has three). In the columns "idle on ..." the answers of the test
+carry no idle sentence but one on the wrong, the right, or both of them; no training pair contains
+any of these sentences. "worst sentence" is the lowest accuracy on the pairs whose wrong answer
+carries the same one of them (the lowest of many, so that sentence does better on other pairs). The
+last line is one seed of fresh weights of nano's shape with the same budget, trained in full at
+1e-3, nothing frozen. Means ± half a 95 % interval over the seeds. Records, a line a run:
+experiments/records/robustness.jsonl; a killed script goes on with the run it was at.
 """
 
 import argparse
@@ -25,10 +28,12 @@ import microworld  # noqa: E402
 
 import data  # noqa: E402
 import tinyrm  # noqa: E402
+import train  # noqa: E402
 from data import Pair, PromptFormat  # noqa: E402
 from experiments import fit, stats  # noqa: E402
 from experiments.fit import Cell  # noqa: E402
 from experiments.record_files import append_record, read_lines  # noqa: E402
+from experiments.run import is_cloze_encoder  # noqa: E402
 from infra.hub import version_of  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
 from tinyrm import ModernBERT  # noqa: E402
@@ -86,30 +91,44 @@ def runs_of(model: str, seeds: int) -> list[Run]:
     return [*runs, Run(model, "fresh weights", "reasoning", 1)]
 
 
+def cell_of(run: Run) -> Cell:
+    if run.what == "fresh weights":
+        return Cell("random", run.domain, PAIRS, adapter="full", freeze=0)
+    return Cell(run.model, run.domain, PAIRS)
+
+
+def settings_of(run: Run) -> train.Settings:
+    rate = FULL_RATE if run.what == "fresh weights" else 0.0  # 0: that of the recipe
+    return fit.settings_of(cell_of(run), run.seed, rate)
+
+
 def make(run: Run) -> dict:
-    """The record of a run."""
-    rate = 0.0  # that of the recipe
+    """The record of a run. ValueError if it diverges."""
     if run.what == "before":
         folder = fit.folder_of(run.model)
         model = tinyrm.load(folder)
         prompt_format = PromptFormat(data.load_tokenizer(folder), domain=run.domain)
     else:
-        cell = Cell(run.model, run.domain, PAIRS)
-        if run.what == "fresh weights":
-            cell, rate = Cell("random", run.domain, PAIRS, adapter="full", freeze=0), FULL_RATE
-        settings = fit.settings_of(cell, run.seed, rate)
-        rate = settings.lr
+        cell, settings = cell_of(run), settings_of(run)
         pairs = fit.training_pairs(cell, run.seed, settings.data)
-        fitted = fit.fit(cell, settings, pairs)
+        try:
+            fitted = fit.fit(cell, settings, pairs)
+        except train.NotFinite as error:
+            raise ValueError(f"{run.domain}, {run.what}, seed {run.seed}: {error}: take fewer "
+                             "--seeds") from None
         model, prompt_format = fitted.model, fitted.prompt_format
-    return {**run._asdict(), **setup(run), "rate": rate, "torch": torch.__version__,
+    return {**run._asdict(), **setup(run), "torch": torch.__version__,
             **judge(model, prompt_format, run.domain)}
 
 
 def setup(run: Run) -> dict:
-    """What a record has to have been made with."""
-    return {"base": version_of(fit.folder_of(run.model)), "pairs": PAIRS,
-            "passes": fit.PASSES[PAIRS], "sets": fit.version_of_sets(run.domain, ("nano",))}
+    """What a record has to have been made with: the weights, the pairs, and how it was trained."""
+    about = {"base": version_of(fit.folder_of(run.model)), "pairs": PAIRS,
+             "passes": fit.PASSES[PAIRS], "sets": fit.version_of_sets(run.domain, ("nano",)),
+             "rate": 0.0}
+    if run.what != "before":
+        about["rate"] = settings_of(run).lr
+    return about
 
 
 def judge(model: ModernBERT, prompt_format: PromptFormat, domain: str) -> dict:
@@ -136,11 +155,18 @@ def key_of(record: dict) -> Run:
 
 
 def read_records(model: str, only_look: bool = False) -> dict[Run, dict]:
-    """The records of a model whose weights, pairs and passes are today's."""
-    records = {}
+    """The records of a model whose weights, pairs and recipe are today's; others are counted."""
+    records, left_out = {}, 0
     for run, record in read_lines(RECORDS, key_of, only_look):
-        if run.model == model and record.items() >= setup(run).items():
+        if run.model != model:
+            continue
+        if all(record.get(name) == value for name, value in setup(run).items()):
             records[run] = record
+        else:
+            left_out += 1
+    if left_out:
+        print(f"{RECORDS.name}: {left_out} records are of other weights, pairs or recipes than "
+              "these: left out", file=sys.stderr)
     return records
 
 
@@ -196,8 +222,9 @@ def main(argv: list[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     if flags.seeds < 1:
         raise ValueError(f"--seeds {flags.seeds}: give 1 or more")
-    if not fit.is_nano(flags.model):
-        raise ValueError(f"--model {flags.model}: the pairs are nano's; give an encoder of nano's")
+    if not is_cloze_encoder(flags.model):
+        raise ValueError(f"--model {flags.model}: the pairs are nano's; give an encoder of nano's "
+                         "with weights, under the cloze")
     torch.set_num_threads(1)  # the same numbers on any machine of a kind
 
     records = read_records(flags.model, flags.print)

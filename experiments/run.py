@@ -6,7 +6,8 @@
     python experiments/run.py claims --model large large-instruct --domain reasoning --dry-run
 
 Groups:
-    rates      the learning rate of each method: chosen at 300 pairs on the choosing words
+    rates      the learning rate of each method: the best mean over the domains of --domain, at 300
+               pairs on the choosing words; with fewer domains it may be another one
     claims     the main contrasts, with 30, 100, 300 and 1,000 training pairs
     freeze     the recipe's frozen layers, none, and two; full fine-tuning above frozen layers
     sight      responses apart, in training, in judging, in both; looking back only
@@ -19,7 +20,8 @@ How a claim is decided. The seeds are fixed before the first run: 12 for the mai
 the others. Both sides of a contrast have the same pairs of each domain and the same passes (a
 contrast that has not is refused), each at its method's own rate. The effect of a seed is the mean
 over the domains of A - B; over the seeds it has an interval, and a verdict that is corrected for
-all contrasts of a group on all models (experiments/stats.py).
+all contrasts of a group at all budgets, on all of nano's models or, where another is compared, on
+those that the command names (experiments/stats.py).
 
 Records are lines of experiments/records/MODEL.jsonl, each written the moment its run ends; a run
 that has one is never made again, so the script may be killed and started again at any time.
@@ -33,7 +35,7 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
@@ -227,6 +229,8 @@ def comparisons(group: str, models: Iterable[str], domains: list[str],
                 found.append(Comparison(contrast.name, model, pairs, contrast.seeds, a, b))
     if not found:
         wanted = sorted({name for contrast in GROUPS[group] for name in contrast.models})
+        if any(not contrast.models for contrast in GROUPS[group]):
+            wanted = ["any model"]
         counts = sorted({pairs for contrast in GROUPS[group] for pairs in contrast.budgets})
         raise ValueError(f"{group}: nothing to run for {', '.join(models)}: it is for "
                          f"{', '.join(wanted)}, with {', '.join(map(str, counts))} pairs")
@@ -279,7 +283,13 @@ class Job(NamedTuple):
 
 MERGE_SEEDS = 8
 MERGED = ("dora", "full")  # how specialists are trained that become one model
-NO_MERGE = ("random", "nano-causal", "nano-cls")  # merge.py knows encoders under the cloze
+NO_CLOZE = ("random", "nano-causal", "nano-cls")  # with what comes of other widths
+
+
+def is_cloze_encoder(model: str) -> bool:
+    """Whether it is an encoder of nano's with weights that know the cloze: what merge.py and
+    robustness.py take."""
+    return is_nano(model) and not model.startswith(NO_CLOZE)
 
 
 class MergeJob(NamedTuple):
@@ -404,8 +414,8 @@ def path_of(model: str) -> Path:
     return RECORDS / f"{Path(model).name}.jsonl"
 
 
-def judged_on(record: dict) -> str:
-    """The domain of a record, or "all"."""
+def domain_of_sets(record: dict) -> str:
+    """The domain whose pairs a record's "sets" identifies, or "all"."""
     return "all" if record["part"] == "merge" else record["domain"]
 
 
@@ -427,14 +437,14 @@ def read_records(model: str, files: tuple[str, ...], only_look: bool = False) ->
     names = data_of(model, files)
     versions = {}  # domain -> that of its pairs; only to look at records, no pairs are fetched
     if is_nano(model) or not only_look:
-        domains = {judged_on(record) for _, record in found if record["data"] == list(names)}
+        domains = {domain_of_sets(record) for _, record in found if record["data"] == list(names)}
         versions = {domain: version_of_sets(domain, names) for domain in domains}
 
     kept, left_out = {}, 0
     for key, record in found:
         is_of_these = record["data"] == list(names) and base in (None, record["base"])
         if is_of_these and versions:
-            is_of_these = record["sets"] == versions[judged_on(record)]
+            is_of_these = record["sets"] == versions[domain_of_sets(record)]
         if is_of_these:
             kept[key] = record
         else:
@@ -486,18 +496,28 @@ def make_missing(jobs: list[Job] | list[MergeJob], records: dict[str, dict],
         return 0
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, spawn, one_thread)
+    futures, kept = [], set()
+
+    def keep(future: Future) -> None:
+        record = future.result()
+        append_record(path_of(record["model"]), record)
+        records[key_of(record)] = record
+        kept.add(future)
+        print(f"{len(kept)} of {len(waiting)}: {key_of(record)}{result_of(record)}", flush=True)
+
     try:
         futures = [pool.submit(make, Task(job, files, benchmarks)) for job in waiting]
-        for number, future in enumerate(as_completed(futures), 1):
-            record = future.result()
-            append_record(path_of(record["model"]), record)
-            records[key_of(record)] = record
-            print(f"{number} of {len(waiting)}: {key_of(record)}{result_of(record)}", flush=True)
+        for future in as_completed(futures):
+            keep(future)
     except BrokenProcessPool:
         raise ValueError("a run was killed from outside (too little memory?): give the same "
                          "command again, with fewer --jobs") from None
     finally:
-        pool.shutdown(cancel_futures=True)  # after the runs at hand
+        pool.shutdown(cancel_futures=True)  # waits for the runs at hand; they are kept too
+        for future in futures:
+            ended = future.done() and not future.cancelled() and future.exception() is None
+            if ended and future not in kept:
+                keep(future)
     return len(waiting)
 
 
@@ -546,8 +566,9 @@ def outcome(one_side: Side, seeds: int, records: dict[str, dict],
             by_domain[domain][seed] = record["accuracy"][domain]
             budgets.add((record["pairs"], record["passes"]))
             taken.add(record["rate"])
-            steps.append(record["steps"])
-            tokens.append(record["tokens"])
+            if "diverged" not in record:
+                steps.append(record["steps"])
+                tokens.append(record["tokens"])
     if len(budgets) > 1:
         raise ValueError(f"runs of one side have different budgets, pairs and passes {budgets}: "
                          f"{next(iter(one_side.cells.values()))}")
@@ -556,7 +577,7 @@ def outcome(one_side: Side, seeds: int, records: dict[str, dict],
     return Outcome(by_domain, budget, sum(steps) / n, sum(tokens) / n, tuple(sorted(taken)))
 
 
-AT_CHANCE = 0.6  # below it, of 1,000 pairs, a run is called at chance
+AT_CHANCE = 0.6  # a run of 500 or 1,000 pairs that ends below it is called at chance
 
 
 class Line(NamedTuple):
@@ -648,7 +669,7 @@ def cells_of(line: Line) -> list[str]:
 
 
 def runs_at_chance(one: Outcome, seeds: list[int]) -> int:
-    """How many runs of these seeds never left chance."""
+    """How many runs of these seeds ended below AT_CHANCE."""
     accuracies = [of_seeds[seed] for of_seeds in one.by_domain.values() for seed in seeds]
     return sum(accuracy < AT_CHANCE for accuracy in accuracies)
 
@@ -812,7 +833,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="training pairs of a domain: the contrasts at these budgets")
     add("--data", nargs="+", default=[], help="files of pairs; default: nano's own, else the hub's")
     add("--benchmarks", nargs="+", default=[], metavar="NAME",
-        help=f"{', '.join(BENCHMARKS)}, or files: scores that runs with most pairs keep")
+        help=f"{', '.join(BENCHMARKS)}, or files: scores that runs with most pairs keep in their "
+             "records; one that has a record is not judged again")
     add("--seeds", type=int, default=12, help="of the promised seeds the first so many")
     add("--jobs", type=int, default=1, help="runs at once, each on one thread")
     add("--most", type=int, default=0, help="stop after so many runs; 0: all")
@@ -826,7 +848,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name, least in (("jobs", 1), ("seeds", 1), ("most", 0)):
         if getattr(flags, name) < least:
             raise ValueError(f"--{name} {getattr(flags, name)}: give {least} or more")
-    unfit = [model for model in flags.model if not is_nano(model) or model in NO_MERGE]
+    unfit = [model for model in flags.model if not is_cloze_encoder(model)]
     if "merge" in flags.groups and unfit:
         raise ValueError(f"merge: runs on nano's encoders, not on {', '.join(unfit)}: merge runs "
                          "of your own with python experiments/merge.py")
@@ -840,7 +862,7 @@ def has_runs(name: str, flags: argparse.Namespace) -> bool:
     if name == "rates":
         return True
     if name == "merge":
-        return all(is_nano(model) and model not in NO_MERGE for model in flags.model)
+        return all(is_cloze_encoder(model) for model in flags.model)
     try:
         comparisons(name, flags.model, flags.domain, flags.pairs)
     except ValueError:
@@ -914,7 +936,6 @@ def with_encoders(compared: list[Comparison], named: list[str]) -> list[Comparis
 
 def main(argv: list[str] | None = None) -> None:
     flags = parse(argv)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     only_look = flags.print or flags.dry_run
     files = tuple(flags.data)
 
@@ -966,13 +987,17 @@ def main(argv: list[str] | None = None) -> None:
         show([line for line in lines if line.comparison in compared], group, len(family))
         if group == "claims":
             show_elsewhere(flags.model, flags.domain, records, rates)
-    if flags.dry_run:
-        return
-
-    show_rates(rates, trials)
+    if not flags.dry_run:
+        show_rates(rates, trials)
     for model in merged:
         for adapter in MERGED:
             jobs, others = merge_jobs(model, adapter, rates)
+            if flags.dry_run:
+                there = sum(job.key in records for job in jobs[:flags.seeds])
+                print(f"merge of {adapter} on {model}: {len(jobs[:flags.seeds])} times three "
+                      f"specialists, {there} of them are there")
+                show_plan("training on all at once", others[:flags.seeds], records)
+                continue
             for wanted in (jobs[:flags.seeds], others[:flags.seeds]):
                 left -= make_missing(wanted, records, files, flags.jobs, left)
             show_merges(jobs, others, records)

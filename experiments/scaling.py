@@ -87,7 +87,7 @@ def config_of(model: str) -> dict:
 
 def points_of(model: str, domains: list[str], records: dict[str, dict],
               rates: dict[str, float]) -> list[Point]:
-    """A point for each budget and seed of which all domains have runs."""
+    """A point for each budget and seed of which all domains have runs that did not diverge."""
     size, points = size_of_model(model), []
     for pairs in run.BUDGETS:
         for seed in range(1, run.MAIN_SEEDS + 1):
@@ -96,7 +96,7 @@ def points_of(model: str, domains: list[str], records: dict[str, dict],
                 cell = Cell(model, domain, pairs)
                 job = run.Job(cell, seed, rates.get(run.method_of(cell), 0.0), "test")
                 found.append(records.get(job.key))
-            if None in found:
+            if any(record is None or "diverged" in record for record in found):
                 continue
             errors, tokens = [], []
             for domain, record in zip(domains, found, strict=True):

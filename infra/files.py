@@ -15,6 +15,8 @@ def parse_object(text: bytes, where: str, advice: str) -> dict:
     """The JSON object in `text`; a ValueError says where it should stand and what to do."""
     try:
         value = json.loads(text, object_pairs_hook=object_of)
+    except NameTwice as error:
+        raise ValueError(f"{where}: {error}") from None
     except (ValueError, RecursionError) as error:  # ValueError: also bytes that are not UTF-8
         reason = str(error).replace("line 1 ", "")  # JSON lines: `where` has the line's number
         raise ValueError(f"{where}: not valid JSON ({reason}): {advice}") from None
@@ -25,9 +27,13 @@ def parse_object(text: bytes, where: str, advice: str) -> dict:
     return value
 
 
+class NameTwice(ValueError):
+    """A name of an object, or of a column, is there twice: which of the two would be read?"""
+
+
 def object_of(fields: list[tuple]) -> dict:
-    """A JSON object of its names and values. ValueError if it has a name twice, of which json.loads
-    would keep the last."""
+    """A JSON object of its names and values. NameTwice where json.loads would keep the last of
+    two."""
     value = dict(fields)
     if len(value) < len(fields):
         check_names([name for name, _ in fields])
@@ -35,11 +41,11 @@ def object_of(fields: list[tuple]) -> dict:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """ValueError if one is there twice: which of the two would be read?"""
+    """NameTwice if one is there twice."""
     seen = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{name[:40]!r} is there twice: rename one, or leave it out")
+            raise NameTwice(f"{name[:40]!r} is there twice: rename one, or leave it out")
         seen.add(name)
 
 

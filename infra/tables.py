@@ -2,7 +2,8 @@
 
     .jsonl or any other name    an object a line; or, if it begins with "[", one array of objects
     .parquet  .arrow            as Hugging Face's `datasets` writes them
-    .csv                        with the columns' names in the first line; every cell is text
+    .csv                        with the columns' names in the first line; every cell is text, a
+                                missing one None
 
 each also gzipped (.jsonl.gz), in small or capital letters. A format is known by the name, JSON's
 two by the first character, Arrow's two by the first six. All but arrays are streamed: memory
@@ -24,14 +25,14 @@ from typing import BinaryIO, NamedTuple
 import pyarrow
 from pyarrow.parquet import ParquetFile
 
-from infra.files import check_names, object_of, parse_object
+from infra.files import NameTwice, check_names, object_of, parse_object
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".csv")
 ADVICE = "give a file of JSON lines or a JSON array, parquet, Arrow or CSV"
 
 
 class FileRow(NamedTuple):
-    number: int  # of its line; where there are no lines, of the row: from 1
+    number: int  # of its line (of CSV the row's last); where there are no lines, of the row: from 1
     where: str  # "FILE, line 3", for errors; where there are no lines "FILE, row 3"
     row: dict
 
@@ -97,7 +98,7 @@ def read_open_file(file: BinaryIO, suffix: str, name: str) -> Iterator[FileRow]:
 def check_columns(columns: Iterable[str], name: str) -> None:
     try:
         check_names(columns)
-    except ValueError as error:
+    except NameTwice as error:
         raise ValueError(f"{name}: column {error}") from None
 
 
@@ -141,6 +142,8 @@ def read_json_rows(file: BinaryIO, name: str) -> Iterator[FileRow]:
 def read_array(text: bytes, name: str) -> Iterator[FileRow]:
     try:
         rows = json.loads(text, object_pairs_hook=object_of)
+    except NameTwice as error:
+        raise ValueError(f"{name}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: not valid JSON ({error}): give an array of objects") from None
     for number, row in enumerate(rows, 1):

@@ -714,8 +714,32 @@ def test_a_worker_that_is_killed_ends_in_a_line(monkeypatch, tmp_path):
         run.make_missing(jobs, {}, (), 1, 1)
 
 
+class Interrupted(ThisProcess):
+    """Two runs are at hand when Ctrl-C comes: the first has just been handed over."""
+
+    def as_completed(self, futures):
+        for future, function, task in self.waiting[:2]:
+            future.set_result(function(task))
+        yield self.waiting[0][0]
+        raise KeyboardInterrupt
+
+    def shutdown(self, cancel_futures):
+        for future, _, _ in self.waiting[2:]:
+            future.cancel()
+
+
+def test_runs_that_end_after_an_interrupt_are_kept_too(bench, monkeypatch):
+    pools = []
+    monkeypatch.setattr(run, "ProcessPoolExecutor",
+                        lambda *args: pools.append(Interrupted(*args)) or pools[-1])
+    monkeypatch.setattr(run, "as_completed", lambda futures: pools[-1].as_completed(futures))
+    with pytest.raises(KeyboardInterrupt):
+        run.main(ONE)
+    assert len(bench.made) == len(bench.records()) == 2
+
+
 def test_one_budget_alone(bench):
-    with pytest.raises(ValueError, match="nothing to run for nano: .* with 30 pairs"):
+    with pytest.raises(ValueError, match="nano: it is for any model, with 30 pairs"):
         run.main([*ONE, "--pairs", "100"])
     assert len(run.comparisons("one", ["nano"], ["safety"], [30, 100])) == 1
 
@@ -948,6 +972,7 @@ def test_specialists_are_shown_on_the_other_domains(capsys):
     (["causal", "--model", "nano"], "causal: nothing to run for nano: it is for ettin-150m, "),
     (["merge", "--model", "large"], "merge: runs on nano's encoders, not on large"),
     (["merge", "--model", "nano-causal"], "merge: runs on nano's encoders, not on nano-causal"),
+    (["merge", "--model", "nano-causal-64"], "merge: runs on nano's encoders, not on nano-causal-"),
 ])
 def test_wrong_flags_are_one_line(words, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run.py", *words])
