@@ -1122,16 +1122,14 @@ def test_what_was_frozen_did_not_change(small):
     assert changed == {"1", "2", "3"}
 
 
-def test_pairs_bring_out_what_the_encoder_has_read_and_random_weights_have_nothing(monkeypatch):
-    """The main result in small: some pairs of reasoning, judged by pairs about other words."""
+def test_pairs_bring_out_what_the_encoder_has_read(monkeypatch):
+    """The main result in small: 100 pairs of reasoning, judged by pairs about other words. (That
+    random weights stay at chance is in notebook 05.)"""
     whole = fit.sets_of("reasoning", ("nano",))
     some = fit.Sets(whole.train, whole.choose, whole.test[:300])
     monkeypatch.setattr(fit, "sets_of", lambda domain, names: some)
-    right = {}
-    for model, pairs in (("nano-instruct", 100), ("random", 30)):
-        right[model] = record_of(Cell(model, "reasoning", pairs), 1)["accuracy"]["reasoning"]
-    assert right["nano-instruct"] > 0.92  # 0.843 before any pair
-    assert 0.4 < right["random"] < 0.6
+    record = record_of(Cell("nano-instruct", "reasoning", 100), 1)
+    assert record["accuracy"]["reasoning"] > 0.92  # 0.843 before any pair
 
 
 # --- specialists as one model ----------------------------------------------------------------
