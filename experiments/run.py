@@ -7,7 +7,8 @@
 
 Groups:
     rates      the learning rate of each method: the best mean over the domains of --domain, at 300
-               pairs on the choosing words; with fewer domains it may be another one
+               pairs on the choosing words; with fewer domains it may be another one. Where it is
+               the lowest or highest that was tried, the next one is tried too, but not chosen
     claims     the main contrasts, with 30, 100, 300 and 1,000 training pairs
     freeze     the recipe's frozen layers, none, and two; full fine-tuning above frozen layers
     sight      responses apart, in training, in judging, in both; looking back only
@@ -342,13 +343,42 @@ def rate_jobs(models: Iterable[str], domains: Iterable[str], methods: set[str]) 
     jobs = []
     for model in models:
         for changes in METHODS:
-            for domain in domains:
-                cell = Cell(model, domain, RATE_PAIRS)._replace(**changes)
-                if method_of(cell) not in methods:
-                    continue
-                for rate in rates_of(cell):
-                    for seed in RATE_SEEDS:
-                        jobs.append(Job(cell, seed, rate, "choose"))
+            cells = [Cell(model, domain, RATE_PAIRS)._replace(**changes) for domain in domains]
+            if method_of(cells[0]) in methods:
+                jobs += trials_of(cells, rates_of(cells[0]))
+    return jobs
+
+
+def trials_of(cells: list[Cell], rates: Iterable[float]) -> list[Job]:
+    """Each of these cells at each rate, on all seeds."""
+    jobs = []
+    for cell in cells:
+        for rate in rates:
+            for seed in RATE_SEEDS:
+                jobs.append(Job(cell, seed, rate, "choose"))
+    return jobs
+
+
+def beyond(rates: tuple[float, ...], chosen: float) -> list[float]:
+    """The next rate where the chosen one is the lowest or the highest of those that were tried, as
+    far from it as its neighbour is; none where it stands between two others."""
+    neighbours = {rates[0]: rates[1], rates[-1]: rates[-2]}
+    if chosen not in neighbours:
+        return []
+    return [float(f"{chosen * chosen / neighbours[chosen]:.3g}")]
+
+
+def jobs_beyond(models: Iterable[str], domains: Iterable[str],
+                rates: dict[str, float]) -> list[Job]:
+    """Trials one step past the end, for each method whose rate stands at one: they say whether the
+    end matters. Their rates are not chosen: runs on the test had been made when they came."""
+    jobs = []
+    for model in models:
+        for changes in METHODS:
+            cells = [Cell(model, domain, RATE_PAIRS)._replace(**changes) for domain in domains]
+            method = method_of(cells[0])
+            if method in rates:
+                jobs += trials_of(cells, beyond(rates_of(cells[0]), rates[method]))
     return jobs
 
 
@@ -764,19 +794,35 @@ def show_against_all(jobs: list[MergeJob], others: list[Job], records: dict[str,
     print(f"\nrouted less all at once, the same seeds: {mean} ({', '.join(by_domain)})")
 
 
-def show_rates(rates: dict[str, float], trials: list[Job]) -> None:
-    """The rates that were chosen, and which of them are at an end of what was tried."""
-    tried = {}  # method -> its rates
-    for job in trials:
-        tried.setdefault(method_of(job.cell), set()).add(job.rate)
-    print(f"\n**rates**, chosen with {RATE_PAIRS} pairs on the choosing words\n")
+def show_rates(rates: dict[str, float], trials: list[Job], further: list[Job],
+               records: dict[str, dict]) -> None:
+    """The rates that were chosen, with the mean accuracy of their trials, and, where one is at an
+    end of what was tried, that of the trials one step further."""
+    print(f"\n**rates**, chosen with {RATE_PAIRS} pairs on the choosing words, with the mean "
+          f"accuracy over domains and {len(RATE_SEEDS)} seeds; where the rate is the lowest or the "
+          "highest that was tried, that of one more, which is not chosen\n")
+    print("| model, head, context, adapter | rate | accuracy | one step further | accuracy |")
+    print("|---" * 5 + "|")
     for method, rate in sorted(rates.items()):
-        note = ""
-        if rate == max(tried[method]):
-            note = " (the highest that was tried)"
-        elif rate == min(tried[method]):
-            note = " (the lowest that was tried)"
-        print(f"- {method}: {rate:g}{note}")
+        words = [method, f"{rate:g}", mean_of(trial_accuracies(method, rate, trials, records)),
+                 "", ""]
+        next_rates = {job.rate for job in further if method_of(job.cell) == method}
+        for one in next_rates:  # one or none
+            accuracies = trial_accuracies(method, one, further, records)
+            words[3:] = [f"{one:g}", mean_of(accuracies) if accuracies else "not run"]
+        print("| " + " | ".join(words) + " |")
+
+
+def trial_accuracies(method: str, rate: float, jobs: list[Job],
+                     records: dict[str, dict]) -> list[float]:
+    """Those of a method's trials at a rate; none while one of them is missing."""
+    accuracies = []
+    for job in jobs:
+        if method_of(job.cell) == method and job.rate == rate:
+            if job.key not in records:
+                return []
+            accuracies.append(records[job.key]["accuracy"][job.cell.domain])
+    return accuracies
 
 
 ROW_TOKENS = 900  # assumed of the paper's pairs, both responses and the prompt
@@ -972,8 +1018,12 @@ def main(argv: list[str] | None = None) -> None:
         left = 0
     left -= make_missing(trials, records, files, flags.jobs, left)
     rates = chosen_rates(records, trials)
+    further = jobs_beyond(models, flags.domain, rates)
     if flags.dry_run:
         show_plan("rates", trials, records)
+        show_plan("rates one step further", further, records)
+    if "rates" in flags.groups:
+        left -= make_missing(further, records, files, flags.jobs, left)
     for group, compared in families.items():
         jobs = []
         if to_run[group]:
@@ -988,7 +1038,7 @@ def main(argv: list[str] | None = None) -> None:
         if group == "claims":
             show_elsewhere(flags.model, flags.domain, records, rates)
     if not flags.dry_run:
-        show_rates(rates, trials)
+        show_rates(rates, trials, further, records)
     for model in merged:
         for adapter in MERGED:
             jobs, others = merge_jobs(model, adapter, rates)

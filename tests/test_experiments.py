@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+import re
 import runpy
 import shutil
 import signal
@@ -560,12 +561,42 @@ def test_a_contrast_may_be_for_some_domains(monkeypatch):
         run.comparisons("one", ["nano"], ["safety"], [100])
 
 
-def test_a_rate_at_an_end_of_what_was_tried_is_marked(capsys):
-    jobs = run.rate_jobs(["nano"], DOMAINS, {"nano cls pair dora"})
-    for rate, note in ((2.5e-3, " (the lowest that was tried)"), (5e-3, ""),
-                       (1e-2, " (the highest that was tried)")):
-        run.show_rates({"nano cls pair dora": rate}, jobs)
-        assert f"- nano cls pair dora: {rate:g}{note}\n" in capsys.readouterr().out
+METHOD = "nano cls pair dora"
+
+
+@pytest.mark.parametrize("chosen, further", [(2.5e-3, 1.25e-3), (5e-3, None), (1e-2, 2e-2)])
+def test_a_rate_at_an_end_has_trials_one_step_further(chosen, further):
+    jobs = run.jobs_beyond(["nano", "large"], DOMAINS, {METHOD: chosen})
+    if further is None:
+        assert not jobs
+        return
+    assert len(jobs) == 3 * 2  # domains, seeds
+    assert {(run.method_of(job.cell), job.part, job.rate) for job in jobs} == {
+        (METHOD, "choose", further)}
+
+
+@pytest.mark.parametrize("cell", [
+    Cell(model, "chat", 300, adapter=adapter) for model in ("nano", "large")
+    for adapter in ("dora", "full")])
+def test_one_step_further_is_as_far_as_the_neighbour(cell):
+    low, middle, high = rates = run.rates_of(cell)
+    assert run.beyond(rates, middle) == []
+    assert run.beyond(rates, low) == [pytest.approx(low * low / middle, rel=0.005)]
+    assert run.beyond(rates, high) == [pytest.approx(high * high / middle, rel=0.005)]
+
+
+def test_the_table_of_rates_has_the_step_further(capsys):
+    trials = run.rate_jobs(["nano"], DOMAINS, {METHOD})
+    further = run.jobs_beyond(["nano"], DOMAINS, {METHOD: 2.5e-3})
+    records = {job.key: {"accuracy": {job.cell.domain: 0.5 + job.rate}} for job in trials}
+    run.show_rates({METHOD: 2.5e-3}, trials, further, records)
+    assert f"| {METHOD} | 0.0025 | 0.502 | 0.00125 | not run |\n" in capsys.readouterr().out
+    for job in further:
+        records[job.key] = {"accuracy": {job.cell.domain: 0.75}}
+    run.show_rates({METHOD: 2.5e-3}, trials, further, records)
+    assert f"| {METHOD} | 0.0025 | 0.502 | 0.00125 | 0.750 |\n" in capsys.readouterr().out
+    run.show_rates({METHOD: 5e-3}, trials, [], records)
+    assert f"| {METHOD} | 0.005 | 0.505 |  |  |\n" in capsys.readouterr().out
 
 
 # --- names of records ------------------------------------------------------------------------
@@ -749,6 +780,18 @@ def test_most_ends_after_so_many_runs_and_the_next_start_goes_on(bench):
     assert len(bench.records()) == 3
     run.main(ONE)
     assert len(bench.made) == len(set(bench.made)) == ALL
+
+
+def test_a_step_further_is_tried_when_rates_are_asked_for_and_never_chosen(bench, capsys):
+    run.main(ONE)  # all rates are level: the lowest is chosen
+    run.main(["rates", "--model", "nano"])
+    tried = {record["rate"] for record in bench.records() if record["adapter"] == "full"}
+    assert tried == {2.5e-4, 5e-4, 1e-3, 2e-3}
+    line = r"\| nano cloze pair full \| 0.0005 \| 0.80\d \| 0.00025 \| 0.80\d \|"
+    assert re.search(line, capsys.readouterr().out)
+    made = len(bench.made)
+    run.main(ONE)
+    assert len(bench.made) == made
 
 
 def test_no_run_of_the_test_is_made_before_its_rate_is_chosen(bench):
