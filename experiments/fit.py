@@ -46,7 +46,7 @@ class Cell(NamedTuple):
 
     model: str  # a name as train.py takes it; "random" is nano, "random-X" X with fresh weights
     domain: str  # or "all"
-    pairs: int  # training pairs of each domain; 0: all there are
+    pairs: int  # training pairs of each domain; 0: all there are, with the recipe's passes
     head: str = "cloze"
     context: str = "pair"
     template: str = "option"

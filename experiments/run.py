@@ -4,6 +4,7 @@
     python experiments/run.py claims --seeds 4 --jobs 2    of the first four seeds alone
     python experiments/run.py --print                      the tables of what is there
     python experiments/run.py claims --model large large-instruct --domain reasoning --dry-run
+    python experiments/run.py paper --model large --dry-run
 
 Groups:
     rates      the learning rate of each method: the best mean over the domains of --domain, at 300
@@ -16,6 +17,7 @@ Groups:
     causal     the instructed encoder and its causal twin; Ettin's encoders and decoders
     controls   random weights; as many tokens of text instead of instructions; another template
     merge      specialists as one model: their changes added, or branches on the trunk they share
+    paper      on the paper's models: each domain's own recipe at its own rate, with all its pairs
 
 How a claim is decided. The seeds are fixed before the first run: 12 for the main contrasts, 8 for
 the others. Both sides of a contrast have the same pairs of each domain and the same passes (a
@@ -63,6 +65,8 @@ from infra.stopping import exit_code_of  # noqa: E402
 
 RECORDS = ROOT / "experiments/records"  # the folder of MODEL.jsonl
 BUDGETS = tuple(PASSES)  # training pairs of a domain
+ALL_PAIRS = 0  # all there are, with the passes of the recipe
+EVERY_BUDGET = (*BUDGETS, ALL_PAIRS)
 ON_NANO = ["nano", "nano-instruct"]
 NANO_WIDTHS = (64,)  # of smaller encoders and twins; those that are shipped have 128
 
@@ -172,7 +176,18 @@ GROUPS = {
 
 # the recipes of the paper's models are not alike in all domains (train.RECIPES), nano's are
 OWN_RECIPE = {"adapter": fit.RECIPE}
-for large in ("large", "large-instruct", "base"):
+PAPERS_MODELS = ("large", "large-instruct", "base")
+GROUPS["paper"] = [
+    Contrast("cloze against [CLS]", OWN_RECIPE, {**OWN_RECIPE, "head": "cls"},
+             budgets=(ALL_PAIRS,), models=PAPERS_MODELS),
+    Contrast("specialists against all at once", OWN_RECIPE, {**OWN_RECIPE, "domain": "all"},
+             budgets=(ALL_PAIRS,), models=PAPERS_MODELS),
+    Contrast("both responses in a context against one each", OWN_RECIPE,
+             {**OWN_RECIPE, "context": "single"}, budgets=(ALL_PAIRS,), models=PAPERS_MODELS),
+    Contrast("pre-trained against random weights", OWN_RECIPE,
+             {**OWN_RECIPE, "model": "random-large"}, budgets=(ALL_PAIRS,), models=("large",)),
+]
+for large in PAPERS_MODELS:
     GROUPS["freeze"].append(Contrast("the domain's own recipe against DoRA and freezing in all",
                                      OWN_RECIPE, {}, budgets=(1000,), models=(large,)))
 
@@ -212,7 +227,7 @@ def side(model: str, pairs: int, domains: Iterable[str], changes: dict) -> Side:
 
 
 def comparisons(group: str, models: Iterable[str], domains: list[str],
-                budgets: Iterable[int] = BUDGETS) -> list[Comparison]:
+                budgets: Iterable[int] = EVERY_BUDGET) -> list[Comparison]:
     """All comparisons of a group at these budgets. ValueError if it has none for these models."""
     found = []
     for model in models:
@@ -232,10 +247,15 @@ def comparisons(group: str, models: Iterable[str], domains: list[str],
         wanted = sorted({name for contrast in GROUPS[group] for name in contrast.models})
         if any(not contrast.models for contrast in GROUPS[group]):
             wanted = ["any model"]
-        counts = sorted({pairs for contrast in GROUPS[group] for pairs in contrast.budgets})
+        counts = [pairs_in_words(pairs) for pairs in EVERY_BUDGET
+                  if any(pairs in contrast.budgets for contrast in GROUPS[group])]
         raise ValueError(f"{group}: nothing to run for {', '.join(models)}: it is for "
-                         f"{', '.join(wanted)}, with {', '.join(map(str, counts))} pairs")
+                         f"{', '.join(wanted)}, with {', '.join(counts)} pairs")
     return found
+
+
+def pairs_in_words(pairs: int) -> str:
+    return "all" if pairs == ALL_PAIRS else f"{pairs:,}"
 
 
 # ---------------------------------------------------------------------------------------- the rates
@@ -419,6 +439,14 @@ def chosen_for(cells: dict[str, Cell]) -> dict[str, float]:
 # --------------------------------------------------------------------------------------- the grid
 
 
+def specialist(model: str, domain: str, pairs: int) -> Cell:
+    """The one that is judged on the other domains too."""
+    usual = Cell(model, domain, pairs)
+    if pairs == ALL_PAIRS:
+        return usual._replace(**OWN_RECIPE)
+    return usual
+
+
 def jobs_of(compared: list[Comparison], seeds: int, rates: dict[str, float]) -> list[Job]:
     """The runs that comparisons need, each once: seed by seed, so that all of them grow alike."""
     jobs = {}
@@ -430,8 +458,9 @@ def jobs_of(compared: list[Comparison], seeds: int, rates: dict[str, float]) -> 
             for one_side in (comparison.a, comparison.b):
                 for cell in one_side.cells.values():
                     rate = rates.get(method_of(cell), 0.0)
-                    is_usual = cell == Cell(cell.model, cell.domain, max(BUDGETS))
-                    job = Job(cell, seed, rate, "test", everywhere=is_usual)
+                    everywhere = cell in (specialist(cell.model, cell.domain, max(BUDGETS)),
+                                          specialist(cell.model, cell.domain, ALL_PAIRS))
+                    job = Job(cell, seed, rate, "test", everywhere)
                     jobs.setdefault(job.key, job)
     return list(jobs.values())
 
@@ -504,7 +533,7 @@ def make(task: Task) -> dict:
     if isinstance(job, MergeJob):
         return merge.record(job.model, job.adapter, job.seed, job.rate, task.files)
     benchmarks = ()
-    if job.part == "test" and job.cell.pairs == max(BUDGETS):
+    if job.part == "test" and job.cell.pairs in (max(BUDGETS), ALL_PAIRS):
         benchmarks = task.benchmarks
     return fit.run(job.cell, job.seed, job.rate, job.part, task.files, job.everywhere, benchmarks)
 
@@ -684,7 +713,7 @@ def cells_of(line: Line) -> list[str]:
     return [
         comparison.name,
         comparison.model,
-        f"{comparison.pairs:,}",
+        pairs_in_words(comparison.pairs),
         mean_of(a[seed] for seed in shared),
         mean_of(b[seed] for seed in shared),
         f"{found.mean:+.3f} ± {found.half:.3f}",
@@ -709,17 +738,16 @@ def cost(one: Outcome) -> str:
     return f"{one.budget[1]:g}, {one.steps:.0f}, {one.tokens:,.0f}, {rates}"
 
 
-def show_elsewhere(models: list[str], domains: list[str], records: dict[str, dict],
+def show_elsewhere(models: list[str], domains: list[str], pairs: int, records: dict[str, dict],
                    rates: dict[str, float]) -> None:
-    """What specialists of the usual cell are worth on the other domains."""
-    pairs = max(BUDGETS)
-    print(f"\n**specialists elsewhere**: trained on {pairs:,} pairs of the domain on the left, "
-          "whose question they ask everywhere; mean ± half a 95 % interval over seeds\n")
+    """What specialists are worth on the other domains."""
+    print(f"\n**specialists elsewhere**: trained on {pairs_in_words(pairs)} pairs of the domain on "
+          "the left, whose question they ask everywhere; mean ± half a 95 % interval over seeds\n")
     print("| model | trained on | seeds | " + " | ".join(data.DOMAINS) + " |")
     print("|---" * (3 + len(data.DOMAINS)) + "|")
     for model in models:
         for domain in domains:
-            cell = Cell(model, domain, pairs)
+            cell = specialist(model, domain, pairs)
             rate = rates.get(method_of(cell), 0.0)
             keys = [Job(cell, seed, rate, "test").key for seed in range(1, MAIN_SEEDS + 1)]
             there = [records[key]["accuracy"] for key in keys if key in records]
@@ -825,6 +853,7 @@ def trial_accuracies(method: str, rate: float, jobs: list[Job],
     return accuracies
 
 
+PAPERS_PAIRS = {"reasoning": 54_600, "safety": 42_100, "chat": 21_500}  # of the paper's training
 ROW_TOKENS = 900  # assumed of the paper's pairs, both responses and the prompt
 H200 = 0.3 * 790e12  # FLOPs a second, at the 30 % of the product rate that training is expected at
 
@@ -842,9 +871,13 @@ def flops_of(job: Job) -> float:
     shape = SHAPES[shape_of(cell.model)]
     of_layer = 4 * shape.width * shape.width + 3 * shape.width * shape.inner
     of_token = 2 * shape.layers * of_layer
-    domains = len(data.DOMAINS) if cell.domain == "all" else 1
-    trained = 2 * domains * cell.pairs * PASSES[cell.pairs]
-    domains_judged = len(data.DOMAINS) if job.everywhere else domains
+    domains = fit.domains_of(cell)
+    if cell.pairs == ALL_PAIRS:
+        pairs_trained = sum(PAPERS_PAIRS[domain] for domain in domains)  # in one pass
+    else:
+        pairs_trained = len(domains) * cell.pairs * PASSES[cell.pairs]
+    trained = 2 * pairs_trained
+    domains_judged = len(data.DOMAINS) if job.everywhere else len(domains)
     pairs_of_part = fit.CHOOSE if job.part == "choose" else fit.TEST
     judged = 2 * domains_judged * pairs_of_part
     return (3 * trained + judged) * ROW_TOKENS * of_token
@@ -875,8 +908,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("groups", nargs="*", metavar="GROUP", help=f"{', '.join(names)}; default: all")
     add("--model", nargs="+", default=ON_NANO, help="names as train.py takes them")
     add("--domain", nargs="+", default=list(data.DOMAINS), choices=list(data.DOMAINS))
-    add("--pairs", nargs="+", type=int, default=list(BUDGETS), choices=BUDGETS,
-        help="training pairs of a domain: the contrasts at these budgets")
+    add("--pairs", nargs="+", type=int, default=list(EVERY_BUDGET), choices=EVERY_BUDGET,
+        help="training pairs of a domain, 0 for all: the contrasts at these budgets")
     add("--data", nargs="+", default=[], help="files of pairs; default: nano's own, else the hub's")
     add("--benchmarks", nargs="+", default=[], metavar="NAME",
         help=f"{', '.join(BENCHMARKS)}, or files: scores that runs with most pairs keep in their "
@@ -1021,7 +1054,8 @@ def main(argv: list[str] | None = None) -> None:
     further = jobs_beyond(models, flags.domain, rates)
     if flags.dry_run:
         show_plan("rates", trials, records)
-        show_plan("rates one step further", further, records)
+        if further:
+            show_plan("rates one step further", further, records)
     if "rates" in flags.groups:
         left -= make_missing(further, records, files, flags.jobs, left)
     for group, compared in families.items():
@@ -1036,7 +1070,9 @@ def main(argv: list[str] | None = None) -> None:
         lines = decide_family(family, flags.domain, files, records, rates)
         show([line for line in lines if line.comparison in compared], group, len(family))
         if group == "claims":
-            show_elsewhere(flags.model, flags.domain, records, rates)
+            show_elsewhere(flags.model, flags.domain, max(BUDGETS), records, rates)
+        if group == "paper":
+            show_elsewhere(flags.model, flags.domain, ALL_PAIRS, records, rates)
     if not flags.dry_run:
         show_rates(rates, trials, further, records)
     for model in merged:

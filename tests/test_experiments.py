@@ -1028,7 +1028,7 @@ def test_wrong_flags_are_one_line(words, message, monkeypatch, capsys):
 
 @pytest.mark.parametrize("model, groups", [
     ("nano", ["rates", "claims", "freeze", "sight", "prompt", "controls", "merge"]),
-    ("large", ["rates", "claims", "freeze", "sight", "prompt", "controls"]),
+    ("large", ["rates", "claims", "freeze", "sight", "prompt", "controls", "paper"]),
     ("ettin-17m", ["rates", "claims", "freeze", "sight", "prompt", "causal", "controls"])])
 def test_without_a_group_all_are_taken_that_have_something_for_the_model(model, groups):
     assert run.parse(["--model", model]).groups == groups
@@ -1046,6 +1046,63 @@ def test_a_plan_has_hours_and_makes_nothing(tmp_path, monkeypatch, capsys):
     assert "large: 288 runs" in printed and "large-instruct: 288 runs" in printed
     assert printed.count("hours of one H200") == 4
     assert list(tmp_path.iterdir()) == []
+
+
+def write_config(folder: Path, model: str) -> None:
+    """A config.json of the paper's shape, which is what recipes are chosen by."""
+    shape = run.SHAPES[model]
+    config = json.loads((NANO / "config.json").read_text())
+    config.update(hidden_size=shape.width, num_hidden_layers=shape.layers,
+                  num_attention_heads=shape.width // 64, vocab_size=50368, layer_types=None,
+                  global_attn_every_n_layers=3)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_the_papers_own_scale_has_hours(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "RECORDS", tmp_path)
+    run.main(["paper", "--model", "large", "--domain", "reasoning", "--dry-run"])
+    printed = capsys.readouterr().out
+    # the recipe, its [CLS], one response a context, all at once; random weights: eight seeds each
+    assert "large: 32 runs" in printed and "random-large: 8 runs" in printed
+    (first, *_) = run.comparisons("paper", ["large"], ["reasoning"])
+    cell = first.a.cells["reasoning"]
+    layers, width, inner = run.SHAPES["large"]
+    of_token = 2 * layers * (4 * width**2 + 3 * width * inner)
+    rows = 2 * (3 * 54_600 + fit.TEST)
+    job = run.Job(cell, 1, 0.0, "test")
+    assert run.flops_of(job) == rows * run.ROW_TOKENS * of_token
+
+
+@pytest.mark.parametrize("model", ["large", "large-instruct", "base"])
+def test_the_papers_own_scale_is_its_own_recipe(model, monkeypatch, tmp_path):
+    write_config(tmp_path, model)
+    monkeypatch.setattr(fit, "folder_of", lambda model: tmp_path)
+    for comparison in run.comparisons("paper", [model], list(DOMAINS)):
+        for one_side in (comparison.a, comparison.b):
+            for cell in one_side.cells.values():
+                settings = fit.settings_of(cell, 1, 0.0)
+                shape = "base" if model == "base" else "large"
+                recipe = train.RECIPES[shape][cell.domain]
+                assert settings.epochs == 1
+                assert (settings.adapter, settings.freeze, settings.lr) == (
+                    recipe["adapter"], recipe["freeze"], recipe["lr"])
+
+
+def test_all_pairs_are_a_budget(bench, capsys, monkeypatch):
+    cell = Cell("nano", "chat", run.ALL_PAIRS)
+    assert len(fit.training_pairs(cell, 1, ("nano",))) == 1000
+    contrast = run.Contrast("one", run.OWN_RECIPE, {**run.OWN_RECIPE, "head": "cls"}, seeds=2,
+                            budgets=(run.ALL_PAIRS,))
+    monkeypatch.setattr(run, "GROUPS", {"paper": [contrast]})
+    monkeypatch.setitem(fit.PASSES, run.ALL_PAIRS, 1.0)  # of the records that the bench makes
+    run.main(["paper", "--model", "nano"])
+    assert len(bench.made) == 2 * 3 * 2  # sides, domains, seeds: its rates are not chosen
+    run.main(["paper", "--model", "nano"])
+    assert len(bench.made) == 2 * 3 * 2
+    printed = capsys.readouterr().out
+    assert "| one | nano | all | 0.8" in printed
+    assert "trained on all pairs of the domain on the left" in printed
+    assert "| nano | chat | 2 | 0.8" in printed
 
 
 def test_a_missing_encoder_is_said_before_the_first_run(bench, monkeypatch, capsys):
@@ -1081,10 +1138,7 @@ def test_what_cannot_be_hidden_is_said_before_the_first_run(monkeypatch):
 def test_an_adapter_stands_above_the_layers_that_its_own_recipe_froze(domain, adapter, monkeypatch,
                                                                      tmp_path):
     """In safety and chat the recipe of large is for the top layers in full."""
-    config = json.loads((NANO / "config.json").read_text())
-    config.update(hidden_size=1024, num_hidden_layers=28, num_attention_heads=16,
-                  vocab_size=50368, layer_types=None, global_attn_every_n_layers=3)
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_config(tmp_path, "large")
     monkeypatch.setattr(fit, "folder_of", lambda model: tmp_path)
     settings = fit.settings_of(Cell("large", domain, 100, adapter=adapter), 1, 1e-4)
     assert (settings.adapter, settings.freeze) == (adapter, 15)
