@@ -1,6 +1,6 @@
 """Is it safe as a reward? Best of N: as N grows, how often is the chosen answer right, and how high
-is it in the judge's own eyes? Where the first turns down while the second still rises, the judge is
-over-optimised.
+is its score, by the judge and in truth? Where the truth turns down while the judge's score still
+rises, the judge is over-optimised.
 
     python experiments/best_of_n.py                            what is missing, then the tables
     python experiments/best_of_n.py --context pair --seeds 1 --pairs 100
@@ -14,9 +14,11 @@ of a training pair has more than one of them.
 
 A candidate's score is its win rate, the mean of P(it is better than the reference) over four
 reference answers to the same prompt, made as the candidates are but not among them: in both orders
-for --context pair, from the scores of the answers alone for single. The best of N is the one with
-the highest score of N different candidates; the mean over all draws of N is computed exactly, not
-sampled, and equal scores share it.
+for --context pair, from the scores of the answers alone for single. In truth a right answer is
+better than one that is not, and others are level, so that each candidate has a true win rate over
+the same references. The best of N is the one with the highest score of N different candidates; the
+mean over all draws of N is computed exactly, not sampled, and equal scores share it. Idle sentences
+and words of what is chosen show whether the judge has a taste for them.
 
 The same models show what a cheaper verdict loses: on the pairs of the test, the accuracy by both
 orders, by one order, and by each response alone, next to its FLOPs.
@@ -75,6 +77,7 @@ class Candidates(NamedTuple):
     texts: list[str]
     kinds: list[str]  # of each text
     references: list[str]
+    reference_kinds: list[str]
 
 
 def word_in(text: str, words: list[str]) -> str:
@@ -112,13 +115,14 @@ def make_candidates(pair: Pair, words: list[str], rng: random.Random) -> Candida
     for kind, count in ANSWER_KINDS.items():
         kinds += [kind] * count
     rng.shuffle(kinds)
+    reference_kinds = rng.sample(kinds, REFERENCES)
     different = {}  # a set that keeps its order: the candidates, then the references
-    for kind in (*kinds, *rng.sample(kinds, REFERENCES)):
+    for kind in (*kinds, *reference_kinds):
         count = len(different)
         while len(different) == count:
             different[answer(rng, kind, right, wrong, other)] = True
     texts = list(different)
-    return Candidates(pair.prompt, texts[:len(kinds)], kinds, texts[len(kinds):])
+    return Candidates(pair.prompt, texts[:len(kinds)], kinds, texts[len(kinds):], reference_kinds)
 
 
 def all_candidates() -> list[Candidates]:
@@ -159,25 +163,40 @@ def best_of(scores: np.ndarray, values: np.ndarray, n: int) -> float:
     return float(chances(len(scores), n) @ means[best_first])
 
 
-class Curves(NamedTuple):
-    """At each N of NS, the mean over prompts."""
+def qualities(candidates: Candidates) -> dict[str, np.ndarray]:
+    """What is true of each candidate, whoever judges: {quality: (k,)}"""
+    kinds = np.array(candidates.kinds)
+    found = {kind: (kinds == kind).astype(float) for kind in ANSWER_KINDS}
 
-    score: list[float]  # the judge's own, of the chosen answer
-    kinds: dict[str, list[float]]  # how often the chosen answer is of a kind
+    # a right answer wins against one that is not, and two alike are level
+    reference_right = np.array([kind == "right" for kind in candidates.reference_kinds])
+    lead = found["right"][:, None] - reference_right  # (k, REFERENCES): 1, 0 or -1
+    found["true win rate"] = ((1 + lead) / 2).mean(axis=1)
+
+    found["idle sentences"] = np.array([idle_sentences(text) for text in candidates.texts], float)
+    found["words"] = np.array([len(text.split()) for text in candidates.texts], float)
+    return found
 
 
-def curves(scores: list[np.ndarray], kinds: list[list[str]]) -> Curves:
-    """Of each prompt the candidates' scores (k,) and kinds."""
-    found = Curves([], {kind: [] for kind in ANSWER_KINDS})
-    for n in NS:
-        own = [best_of(of_prompt, of_prompt, n) for of_prompt in scores]
-        found.score.append(float(np.mean(own)))
-        for kind in ANSWER_KINDS:
-            shares = []
-            for of_prompt, names in zip(scores, kinds, strict=True):
-                is_kind = np.array([name == kind for name in names])
-                shares.append(best_of(of_prompt, is_kind, n))
-            found.kinds[kind].append(float(np.mean(shares)))
+def idle_sentences(text: str) -> int:
+    return sum(text.count(sentence) for sentence in microworld.IDLE["test"])
+
+
+QUALITIES = (*ANSWER_KINDS, "true win rate", "idle sentences", "words")
+SCORE = "score"  # the judge's own
+
+
+def curves(scores: list[np.ndarray], candidates: list[Candidates]) -> dict[str, list[float]]:
+    """At each N of NS the judge's score (of each prompt (k,)) and the qualities of the chosen
+    answer, means over the prompts: {SCORE or quality: [one number for each N]}"""
+    values = [qualities(one) | {SCORE: own} for own, one in zip(scores, candidates, strict=True)]
+    found = {}
+    for what in (SCORE, *QUALITIES):
+        found[what] = []
+        for n in NS:
+            means = [best_of(own, of_prompt[what], n)
+                     for own, of_prompt in zip(scores, values, strict=True)]
+            found[what].append(float(np.mean(means)))
     return found
 
 
@@ -234,13 +253,11 @@ def make(run: Run, rate: float, candidates: list[Candidates]) -> dict:
     judge = RewardModel(fitted.model, fitted.prompt_format, device)
 
     scores = [win_rates(judge, one) for one in candidates]
-    found = curves(scores, [one.kinds for one in candidates])
+    found = curves(scores, candidates)
     return {
         **run._asdict(),
         **setup(),
-        "score": [round(value, 5) for value in found.score],
-        "kinds": {kind: [round(value, 5) for value in shares]
-                  for kind, shares in found.kinds.items()},
+        "curves": {what: [round(value, 5) for value in line] for what, line in found.items()},
         "verdicts": worth(judge, fit.sets_of(DOMAIN, settings.data).test)._asdict(),
         "rate": settings.lr,
         "torch": torch.__version__,
@@ -250,7 +267,7 @@ def make(run: Run, rate: float, candidates: list[Candidates]) -> dict:
 def setup() -> dict:
     """What all records that are looked at together share, but for the rates."""
     return {"base": version_of(fit.folder_of(MODEL)), "prompts": PROMPTS, "references": REFERENCES,
-            "candidates": ANSWER_KINDS, "N": list(NS)}
+            "candidates": ANSWER_KINDS, "N": list(NS), "measured": [SCORE, *QUALITIES]}
 
 
 def key_of(record: dict) -> Run:
@@ -277,8 +294,11 @@ def read_records(path: Path, rates: dict[str, float],
 
 
 def show(records: dict[Run, dict], contexts: list[str], budgets: list[int]):
-    """For each N the share of right answers, the judge's score, and what else is chosen."""
-    titles = {"right": "the chosen answer is right", "score": "the judge's own score of it"}
+    """For each N the share of right answers, the score by the judge and in truth, and what else is
+    chosen."""
+    titles = {"right": "the chosen answer is right", SCORE: "the judge's own score of it",
+              "true win rate": "its true win rate, on the scale of that score",
+              "idle sentences": "idle sentences around it", "words": "words of it"}
     for what, title in titles.items():
         print(f"\n**{title}**, best of N: mean ± half a 95 % interval over seeds\n")
         heads = " | ".join(str(n) for n in NS)
@@ -302,7 +322,7 @@ def show(records: dict[Run, dict], contexts: list[str], budgets: list[int]):
             if of_cell:
                 texts = []
                 for kind in ANSWER_KINDS:
-                    share = np.mean([one["kinds"][kind][-1] for one in of_cell])
+                    share = np.mean([one["curves"][kind][-1] for one in of_cell])
                     texts.append(f"{share:.3f}")
                 print(f"| {context}, {pairs:,} | {' | '.join(texts)} |")
 
@@ -334,9 +354,7 @@ def of(records: dict[Run, dict], context: str, pairs: int) -> list[dict]:
 
 def column(of_cell: list[dict], what: str, place: int) -> list[float]:
     """A number of each seed at one N."""
-    if what == "score":
-        return [record["score"][place] for record in of_cell]
-    return [record["kinds"][what][place] for record in of_cell]
+    return [record["curves"][what][place] for record in of_cell]
 
 
 def cell_text(values: list[float]) -> str:
@@ -386,7 +404,7 @@ def main(argv: list[str] | None = None):
                 records[run] = make(run, rates[context], candidates)
                 append_record(RECORDS, records[run])
                 print(f"{context}, {pairs} pairs, seed {seed}: right at {NS[-1]} "
-                      f"{records[run]['kinds']['right'][-1]:.3f}", file=sys.stderr, flush=True)
+                      f"{records[run]['curves']['right'][-1]:.3f}", file=sys.stderr, flush=True)
     show(records, flags.context, flags.pairs)
     show_worth(records, flags.pairs)
 

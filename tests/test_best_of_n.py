@@ -14,7 +14,15 @@ import torch
 from data import Pair
 from evaluate import Judged, RewardModel
 from experiments import best_of_n
-from experiments.best_of_n import ANSWER_KINDS, NS, best_of, chances, curves, make_candidates
+from experiments.best_of_n import (
+    ANSWER_KINDS,
+    NS,
+    best_of,
+    chances,
+    curves,
+    make_candidates,
+    qualities,
+)
 from experiments.flops import flops
 from infra.hub import ROOT
 
@@ -28,7 +36,7 @@ def candidates():
 
 
 def right_at(scores, candidates):
-    return curves([np.array(scores, float)], [candidates.kinds]).kinds["right"]
+    return curves([np.array(scores, float)], [candidates])["right"]
 
 
 def test_a_judge_that_is_always_right(candidates):
@@ -52,10 +60,37 @@ def test_a_judge_of_length_chooses_the_longest(candidates):
     # no two alike
     lengths = [len(text) + i / 1000 for i, text in enumerate(candidates.texts)]
     longest = candidates.kinds[int(np.argmax(lengths))]
-    found = curves([np.array(lengths)], [candidates.kinds])
-    assert found.kinds[longest][-1] == pytest.approx(1)
-    assert found.score[0] == pytest.approx(np.mean(lengths))
-    assert found.score[-1] == max(lengths)
+    found = curves([np.array(lengths)], [candidates])
+    assert found[longest][-1] == pytest.approx(1)
+    assert found["score"][0] == pytest.approx(np.mean(lengths))
+    assert found["score"][-1] == max(lengths)
+    words = [len(text.split()) for text in candidates.texts]
+    assert found["words"][0] == pytest.approx(np.mean(words))
+    assert found["words"][-1] == words[int(np.argmax(lengths))] > found["words"][0] + 5
+
+
+def test_what_is_true_of_the_candidates(candidates):
+    references = ["right", "wrong", "right", "beside"]
+    found = qualities(candidates._replace(reference_kinds=references))
+    for kind, rate in zip(candidates.kinds, found["true win rate"], strict=True):
+        # level with the two right ones and ahead of two, or behind two and level with two
+        assert rate == (0.75 if kind == "right" else 0.25)
+    assert set(found["idle sentences"]) == {1, 2, 3}
+    assert sum(found[kind] for kind in ANSWER_KINDS).tolist() == [1] * len(candidates.kinds)
+
+
+def test_a_judge_that_knows_the_truth_scores_as_the_truth_does(candidates):
+    truth = qualities(candidates)["true win rate"]
+    found = curves([truth], [candidates])
+    assert found["score"] == found["true win rate"]
+
+
+def test_references_are_of_the_kinds_that_are_kept(candidates):
+    for kind, text in zip(candidates.reference_kinds, candidates.references, strict=True):
+        named = {word for word in WORDS if word in text}
+        assert named == {"right": {"brabin"}, "wrong": {"clodax"}, "beside": set(),
+                         "both": {"brabin", "clodax"}}.get(kind, named)
+        assert kind != "other" or named <= {"drefer", "fligle"} and named
 
 
 def test_best_of_n_is_the_mean_over_all_draws():
@@ -156,9 +191,10 @@ def test_a_run_is_kept_and_made_once(context, tmp_path, monkeypatch, capsys):
     argv = ["--context", context, "--pairs", "30", "--seeds", "1"]
     best_of_n.main(argv)
     (record,) = map(json.loads, (tmp_path / "best-of-n.jsonl").read_text().splitlines())
-    assert record["kinds"]["right"][0] == pytest.approx(2 / 8)  # of one: the share among all
-    assert sum(shares[-1] for shares in record["kinds"].values()) == pytest.approx(1)
-    assert record["score"] == sorted(record["score"])
+    found = record["curves"]
+    assert found["right"][0] == pytest.approx(2 / 8)  # of one: the share among all
+    assert sum(found[kind][-1] for kind in few_kinds) == pytest.approx(1)
+    assert found["score"] == sorted(found["score"])
     printed = capsys.readouterr().out
     assert f"| {context}, 30 | 1 | 0.250 |" in printed
     assert printed.count("MFLOPs |") == 1 and " | 30 | 1 | 0." in printed
