@@ -1,6 +1,6 @@
-"""Is it safe as a reward? Best of N: as N grows, how often is the chosen answer right, and how high
-is its score, by the judge and in truth? Where the truth turns down while the judge's score still
-rises, the judge is over-optimised.
+"""Is a specialist safe as a reward? Best of N: as N grows, how often is the chosen answer right,
+and how high is its score, by the judge and in truth? Where the truth turns down while the judge's
+score still rises, the judge is over-optimised.
 
     python experiments/best_of_n.py                            what is missing, then the tables
     python experiments/best_of_n.py --context pair --seeds 1 --pairs 100
@@ -8,11 +8,11 @@ rises, the judge is over-optimised.
 
 The order is known, since nano's world is. The prompts are pairs of the test: two things, which one
 is heavier (or lighter)? To each there are 256 different candidates, of which one in twenty names
-the right thing. The others name the wrong one, both, a third one, or say something else. Every kind
-has one to three idle sentences, so that neither idle talk nor length tells what is right; no answer
-of a training pair has more than one of them.
+the right thing alone. The others name the wrong one, both, a third one, or say something else.
+Every kind has one to three idle sentences, so that neither idle talk nor length tells what is
+right; no answer of a training pair has more than one of them.
 
-A candidate's score is its win rate, the mean of P(it is better than the reference) over four
+A candidate's score is its win rate, the mean of P(it is better than a reference) over four
 reference answers to the same prompt, made as the candidates are but not among them: in both orders
 for --context pair, from the scores of the answers alone for single. In truth a right answer is
 better than one that is not, and others are level, so that each candidate has a true win rate over
@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "nano")]
 import microworld  # noqa: E402
 
+import train  # noqa: E402
 from data import Item, Pair  # noqa: E402
 from evaluate import RewardModel  # noqa: E402
 from experiments import fit, stats  # noqa: E402
@@ -248,7 +249,12 @@ def make(run: Run, rate: float, candidates: list[Candidates]) -> dict:
     """Train a model and let it choose: the record."""
     cell = Cell(MODEL, DOMAIN, run.pairs, context=run.context)
     settings = fit.settings_of(cell, run.seed, rate)
-    fitted = fit.fit(cell, settings, fit.training_pairs(cell, run.seed, settings.data))
+    try:
+        fitted = fit.fit(cell, settings, fit.training_pairs(cell, run.seed, settings.data))
+    except train.NotFinite:
+        raise ValueError(f"{run.context}, {run.pairs} pairs, seed {run.seed}: diverged at the rate "
+                         f"{rate:g}, which run.py chose: leave it out with --context, --pairs or "
+                         "--seeds") from None
     device = next(fitted.model.parameters()).device
     judge = RewardModel(fitted.model, fitted.prompt_format, device)
 
@@ -266,8 +272,10 @@ def make(run: Run, rate: float, candidates: list[Candidates]) -> dict:
 
 def setup() -> dict:
     """What all records that are looked at together share, but for the rates."""
-    return {"base": version_of(fit.folder_of(MODEL)), "prompts": PROMPTS, "references": REFERENCES,
-            "candidates": ANSWER_KINDS, "N": list(NS), "measured": [SCORE, *QUALITIES]}
+    return {"base": version_of(fit.folder_of(MODEL)),
+            "sets": fit.version_of_sets(DOMAIN, ("nano",)),
+            "prompts": PROMPTS, "references": REFERENCES, "candidates": ANSWER_KINDS,
+            "N": list(NS), "measured": [SCORE, *QUALITIES]}
 
 
 def key_of(record: dict) -> Run:
@@ -281,12 +289,17 @@ def chosen_rates() -> dict[str, float]:
 
 def read_records(path: Path, rates: dict[str, float],
                  only_look: bool = False) -> dict[Run, dict]:
-    """The records of this setup and of these rates, {context: rate}."""
-    records, shared = {}, setup()
+    """The records of this setup and of these rates, {context: rate}; others are counted."""
+    records, shared, left_out = {}, setup(), 0
     for run, record in read_lines(path, key_of, only_look):
-        wanted = {**shared, "rate": rates[run.context]}
+        wanted = {**shared, "rate": rates.get(run.context)}
         if {name: record.get(name) for name in wanted} == wanted:
             records[run] = record
+        else:
+            left_out += 1
+    if left_out:
+        print(f"{path.name}: {left_out} records are of another setup or rate than this: left out",
+              file=sys.stderr)
     return records
 
 
@@ -301,17 +314,21 @@ def show(records: dict[Run, dict], contexts: list[str], budgets: list[int]):
               "idle sentences": "idle sentences around it", "words": "words of it"}
     for what, title in titles.items():
         print(f"\n**{title}**, best of N: mean ± half a 95 % interval over seeds\n")
-        heads = " | ".join(str(n) for n in NS)
-        print(f"| context, training pairs | seeds | {heads} | turns at |")
-        print("|---" * (len(NS) + 3) + "|")
+        may_turn = what in ("right", SCORE, "true win rate")
+        heads = [str(n) for n in NS]
+        if may_turn:
+            heads.append("turns at")
+        print(f"| context, training pairs | seeds | {' | '.join(heads)} |")
+        print("|---" * (len(heads) + 2) + "|")
         for context in contexts:
             for pairs in budgets:
                 of_cell = of(records, context, pairs)
                 if of_cell:
                     columns = [column(of_cell, what, place) for place in range(len(NS))]
                     texts = [cell_text(values) for values in columns]
-                    print(f"| {context}, {pairs:,} | {len(of_cell)} | {' | '.join(texts)} | "
-                          f"{turning_point(columns)} |")
+                    if may_turn:
+                        texts.append(turning_point(columns))
+                    print(f"| {context}, {pairs:,} | {len(of_cell)} | {' | '.join(texts)} |")
 
     print(f"\n**what the best of {NS[-1]} is**, mean over seeds\n")
     print("| context, training pairs | " + " | ".join(ANSWER_KINDS) + " |")
@@ -405,8 +422,10 @@ def main(argv: list[str] | None = None):
                 append_record(RECORDS, records[run])
                 print(f"{context}, {pairs} pairs, seed {seed}: right at {NS[-1]} "
                       f"{records[run]['curves']['right'][-1]:.3f}", file=sys.stderr, flush=True)
-    show(records, flags.context, flags.pairs)
-    show_worth(records, flags.pairs)
+    shown = {run: record for run, record in records.items()
+             if run.context in flags.context and run.seed <= flags.seeds}
+    show(shown, flags.context, flags.pairs)
+    show_worth(shown, flags.pairs)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """One fine-tuning run of an experiment: a cell of the grid, a seed, a learning rate -> a record.
 
-It is train.py's recipe (its batches, its step, its judging) without a run folder, since a cell is
-measured and not kept. A cell says everything that differs between two runs; what a seed draws again
-is which training pairs are taken, their order, and fresh weights (DoRA's A, a [CLS] layer). The
-words of the test are the same for all seeds.
+It trains as train.py does (its batches, its step, its judging), without a run folder, since a cell
+is measured and not kept. A cell says everything that differs between two runs; what a seed draws
+again is which training pairs are taken, their order, and fresh weights (DoRA's A, a [CLS] layer).
+The words of the test are the same for all seeds.
 """
 
 import math
@@ -84,7 +84,8 @@ def architecture_of(folder: Path, cell: Cell | None = None) -> Architecture:
     model_type = read_json(Path(folder) / "config.json").get("model_type")
     if model_type == CAUSAL.model_class.config_class.model_type:
         if cell is not None and forbids(cell):
-            raise ValueError(f"{folder}: a decoder, in which nothing more can be forbidden to see")
+            raise ValueError(f"{folder}: a decoder, in which nothing more can be forbidden to see: "
+                             "leave out the group sight")
         return CAUSAL
     if cell is not None and forbids(cell):
         if cell.context != "pair" or cell.template != "option":
@@ -126,6 +127,9 @@ def how_to_make(model: str) -> str:
         return f"{command} --instruct nano --head cls --out runs/nano-cls"
     # nano of another width: nano-64, and what comes of it: nano-instruct-64, nano-causal-64
     kind, _, width = model.rpartition("-")
+    if not width.isdigit() or kind not in ("nano", "nano-instruct", "nano-causal"):
+        raise ValueError(f"no model {model}: nano's are {', '.join(NANOS)}, nano-text, nano-cls, "
+                         "and nano-, nano-instruct- or nano-causal- with a width")
     if kind == "nano":
         return f"{command} --width {width} --out runs/{model}"
     plain, flag = f"nano-{width}", ""
@@ -140,9 +144,14 @@ def is_random(model: str) -> bool:
     return model == "random" or model.startswith("random-")
 
 
+@lru_cache
 def is_nano(model: str) -> bool:
-    """Whether it is of the micro-world, whose pairs come with the checkout."""
-    return model == "random" or model.startswith("nano")
+    """Whether it is of the micro-world, whose pairs come with the checkout: by its name, or a
+    folder with a vocabulary as small."""
+    if model == "random" or model.startswith("nano"):
+        return True
+    config = Path(model) / "config.json"
+    return config.is_file() and read_json(config).get("vocab_size", 0) < train.NANO_VOCABULARY
 
 
 def domains_of(cell: Cell) -> list[str]:
@@ -206,7 +215,11 @@ def sets_of(domain: str, names: tuple[str, ...]) -> Sets:
     if names == ("nano",):
         sets = load_sets(names, domain, held_out=-1, limit=0, seed=0)
         return Sets(sets.train, sets.held_out, sets.test)
-    sets = load_sets(names, domain, held_out=CHOOSE + TEST, limit=0, seed=0)
+    try:
+        sets = load_sets(names, domain, held_out=CHOOSE + TEST, limit=0, seed=0)
+    except ValueError as error:
+        raise ValueError(f"{error} (experiments keep {CHOOSE} pairs to choose by and {TEST:,} to "
+                         "test, of each domain)") from None
     # what is held out (sets.test) is split once more: CHOOSE to choose by, the rest is the test
     again = split(sets.test, CHOOSE, seed=1)
     choose = [sets.test[i] for i in again.held_out]
@@ -331,13 +344,24 @@ def to_judge(fitted: Fitted, cell: Cell) -> Fitted:
     return fitted._replace(prompt_format=replace(fitted.prompt_format, **changes))
 
 
-def accuracy(model: ModernBERT, prompt_format: PromptFormat, pairs: list[Pair]) -> float:
-    """Share of the pairs that are judged right, both orders averaged; equal is half right."""
+def judged(model: ModernBERT, prompt_format: PromptFormat,
+           pairs: list[Pair]) -> train.JudgingResult:
+    """How well pairs are judged, and how many they are: a pair whose responses are the same after
+    they were cut is left out. ValueError if all are."""
     device = next(model.parameters()).device
     # one thread of a processor is slower with more tokens in a batch (nano: 1.3x at 8,192)
     budget = 2048 if device.type == "cpu" else GPU_TOKENS
     batches = train.make_batches(pairs, prompt_format, budget, device).batches
-    return train.judge_pairs(model, prompt_format, batches, device).accuracy
+    result = train.judge_pairs(model, prompt_format, batches, device)
+    if result.accuracy is None:
+        raise ValueError(f"{len(pairs):,} pairs, in each of which both responses are the same "
+                         "once they are cut: nothing to judge")
+    return result
+
+
+def accuracy(model: ModernBERT, prompt_format: PromptFormat, pairs: list[Pair]) -> float:
+    """Share of the pairs that are judged right, both orders averaged; equal is half right."""
+    return judged(model, prompt_format, pairs).accuracy
 
 
 def benchmark_scores(fitted: Fitted, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
@@ -384,8 +408,9 @@ def run(cell: Cell, seed: int, rate: float, part: str = "test", files: tuple[str
     accuracies, n = {}, {}
     for domain in data.DOMAINS if everywhere else domains_of(cell):
         judged_by = getattr(sets_of(domain, settings.data), part)
-        accuracies[domain] = round(accuracy(fitted.model, fitted.prompt_format, judged_by), 4)
-        n[domain] = len(judged_by)
+        found = judged(fitted.model, fitted.prompt_format, judged_by)
+        accuracies[domain] = round(found.accuracy, 4)
+        n[domain] = found.pairs
     return record | {
         "accuracy": accuracies,
         "n": n,

@@ -17,17 +17,20 @@ Groups:
     causal     the instructed encoder and its causal twin; Ettin's encoders and decoders
     controls   random weights; as many tokens of text instead of instructions; another template
     merge      specialists as one model: their changes added, or branches on the trunk they share
-    paper      on the paper's models: each domain's own recipe at its own rate, with all its pairs
+    paper      on the paper's models: each domain's own recipe at its rate, with all pairs that are
+               not held out
 
 How a claim is decided. The seeds are fixed before the first run: 12 for the main contrasts, 8 for
 the others. Both sides of a contrast have the same pairs of each domain and the same passes (a
-contrast that has not is refused), each at its method's own rate. The effect of a seed is the mean
-over the domains of A - B; over the seeds it has an interval, and a verdict that is corrected for
-all contrasts of a group at all budgets, on all of nano's models or, where another is compared, on
-those that the command names (experiments/stats.py).
+contrast that has not is refused), each at its method's own rate (in `paper` both at that of the
+recipe, which the author tuned for the cloze with both responses in a row). The effect of a seed is
+the mean over the domains of A - B; over the seeds it has an interval, and a verdict that is
+corrected for all contrasts of a group at all budgets, on all of nano's models or, where another is
+compared, on those that the command names (experiments/stats.py).
 
 Records are lines of experiments/records/MODEL.jsonl, each written the moment its run ends; a run
-that has one is never made again, so the script may be killed and started again at any time.
+that has one is never made again, so the script may be killed and started again at any time (a run
+that was under way begins anew).
 
 The file goes in this order: the contrasts; the grid; the rates; making what is missing; the tables;
 the command line.
@@ -59,7 +62,7 @@ from experiments.fit import (  # noqa: E402
 )
 from experiments.flops import SHAPES  # noqa: E402
 from experiments.record_files import append_record, read_lines  # noqa: E402
-from infra.benchmarks import BENCHMARKS  # noqa: E402
+from infra.benchmarks import BENCHMARKS, load_eval_set  # noqa: E402
 from infra.hub import MODEL_NAMES, ROOT, version_of  # noqa: E402
 from infra.stopping import exit_code_of  # noqa: E402
 
@@ -184,12 +187,12 @@ GROUPS["paper"] = [
              budgets=(ALL_PAIRS,), models=PAPERS_MODELS),
     Contrast("both responses in a context against one each", OWN_RECIPE,
              {**OWN_RECIPE, "context": "single"}, budgets=(ALL_PAIRS,), models=PAPERS_MODELS),
-    Contrast("pre-trained against random weights", OWN_RECIPE,
-             {**OWN_RECIPE, "model": "random-large"}, budgets=(ALL_PAIRS,), models=("large",)),
+    Contrast("pre-trained against random weights, in full and nothing frozen", FULL,
+             {"model": "random-large", **FULL}, budgets=(ALL_PAIRS,), models=("large",)),
 ]
-for large in PAPERS_MODELS:
-    GROUPS["freeze"].append(Contrast("the domain's own recipe against DoRA and freezing in all",
-                                     OWN_RECIPE, {}, budgets=(1000,), models=(large,)))
+GROUPS["freeze"].append(  # in reasoning they are the same
+    Contrast("the domain's own recipe against DoRA and freezing in all", OWN_RECIPE, {},
+             budgets=(1000,), models=PAPERS_MODELS, domains=("safety", "chat")))
 
 for width in NANO_WIDTHS:
     GROUPS["causal"].append(
@@ -247,10 +250,12 @@ def comparisons(group: str, models: Iterable[str], domains: list[str],
         wanted = sorted({name for contrast in GROUPS[group] for name in contrast.models})
         if any(not contrast.models for contrast in GROUPS[group]):
             wanted = ["any model"]
-        counts = [pairs_in_words(pairs) for pairs in EVERY_BUDGET
+        counts = [str(pairs) for pairs in EVERY_BUDGET
                   if any(pairs in contrast.budgets for contrast in GROUPS[group])]
-        raise ValueError(f"{group}: nothing to run for {', '.join(models)}: it is for "
-                         f"{', '.join(wanted)}, with {', '.join(counts)} pairs")
+        raise ValueError(
+            f"{group}: nothing to run for {', '.join(models)} in {', '.join(domains)} with --pairs "
+            f"{' '.join(map(str, budgets))}: it is for {', '.join(wanted)}, with --pairs "
+            f"{' '.join(counts)}")
     return found
 
 
@@ -391,7 +396,7 @@ def beyond(rates: tuple[float, ...], chosen: float) -> list[float]:
 def jobs_beyond(models: Iterable[str], domains: Iterable[str],
                 rates: dict[str, float]) -> list[Job]:
     """Trials one step past the end, for each method whose rate stands at one: they say whether the
-    end matters. Their rates are not chosen: runs on the test had been made when they came."""
+    end matters. Their rates are never chosen: what is chosen from is fixed beforehand."""
     jobs = []
     for model in models:
         for changes in METHODS:
@@ -572,6 +577,8 @@ def make_missing(jobs: list[Job] | list[MergeJob], records: dict[str, dict],
         raise ValueError("a run was killed from outside (too little memory?): give the same "
                          "command again, with fewer --jobs") from None
     finally:
+        if sys.exc_info()[0] is not None:
+            print("waiting for the runs at hand, to keep them", file=sys.stderr, flush=True)
         pool.shutdown(cancel_futures=True)  # waits for the runs at hand; they are kept too
         for future in futures:
             ended = future.done() and not future.cancelled() and future.exception() is None
@@ -636,7 +643,7 @@ def outcome(one_side: Side, seeds: int, records: dict[str, dict],
     return Outcome(by_domain, budget, sum(steps) / n, sum(tokens) / n, tuple(sorted(taken)))
 
 
-AT_CHANCE = 0.6  # a run of 500 or 1,000 pairs that ends below it is called at chance
+AT_CHANCE = 0.6  # a run that is right in less of its 1,000 test pairs is called at chance
 
 
 class Line(NamedTuple):
@@ -855,7 +862,7 @@ def trial_accuracies(method: str, rate: float, jobs: list[Job],
 
 PAPERS_PAIRS = {"reasoning": 54_600, "safety": 42_100, "chat": 21_500}  # of the paper's training
 ROW_TOKENS = 900  # assumed of the paper's pairs, both responses and the prompt
-H200 = 0.3 * 790e12  # FLOPs a second, at the 30 % of the product rate that training is expected at
+H200_SPEED = 0.3 * 790e12  # FLOPs a second: 30 % of the rate of large products is expected
 
 
 def shape_of(model: str) -> str:
@@ -889,11 +896,12 @@ def show_plan(title: str, jobs: list[Job], records: dict[str, dict]) -> None:
     print(f"{title}: {len(jobs)} runs, {done} of them are there")
     for model in sorted({job.cell.model for job in jobs}):
         of_model = [job for job in jobs if job.cell.model == model]
-        line = f"  {model}: {len(of_model)} runs"
+        missing = [job for job in of_model if job.key not in records]
+        line = f"  {model}: {len(of_model)} runs, {len(missing)} to make"
         if shape_of(model) in SHAPES:
-            total = sum(flops_of(job) for job in of_model)
-            line += (f", {total:.2g} FLOPs: {total / H200 / 3600:.1f} hours of one H200 at "
-                     f"{H200 / 1e12:.0f} TFLOP/s (by formula, not run here)")
+            total = sum(flops_of(job) for job in missing)
+            line += (f", {total:.2g} FLOPs: {total / H200_SPEED / 3600:.1f} hours of one H200 at "
+                     f"{H200_SPEED / 1e12:.0f} TFLOP/s (by formula, not run here)")
         print(line)
 
 
@@ -906,19 +914,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     names = ["rates", *GROUPS, "merge"]
     add("groups", nargs="*", metavar="GROUP", help=f"{', '.join(names)}; default: all")
-    add("--model", nargs="+", default=ON_NANO, help="names as train.py takes them")
+    add("--model", nargs="+", default=ON_NANO, help="short names, folders or Hub names")
     add("--domain", nargs="+", default=list(data.DOMAINS), choices=list(data.DOMAINS))
     add("--pairs", nargs="+", type=int, default=list(EVERY_BUDGET), choices=EVERY_BUDGET,
         help="training pairs of a domain, 0 for all: the contrasts at these budgets")
     add("--data", nargs="+", default=[], help="files of pairs; default: nano's own, else the hub's")
     add("--benchmarks", nargs="+", default=[], metavar="NAME",
         help=f"{', '.join(BENCHMARKS)}, or files: scores that runs with most pairs keep in their "
-             "records; one that has a record is not judged again")
-    add("--seeds", type=int, default=12, help="of the promised seeds the first so many")
-    add("--jobs", type=int, default=1, help="runs at once, each on one thread")
+             "records, shown in no table; one that has a record is not judged again")
+    add("--seeds", type=int, default=MAIN_SEEDS,
+        help="run the first so many of the promised seeds (the tables have all that are there)")
+    add("--jobs", type=int, default=1, help="runs at once, each on one thread; on a GPU 1")
     add("--most", type=int, default=0, help="stop after so many runs; 0: all")
-    add("--print", action="store_true", help="print the tables, run nothing")
-    add("--dry-run", action="store_true", help="print what would run and what it costs")
+    looking = parser.add_mutually_exclusive_group()
+    looking.add_argument("--print", action="store_true", help="print the tables, run nothing")
+    looking.add_argument("--dry-run", action="store_true",
+                         help="print what would run and what it costs")
     flags = parser.parse_args(argv)
 
     unknown = [group for group in flags.groups if group not in names]
@@ -927,13 +938,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name, least in (("jobs", 1), ("seeds", 1), ("most", 0)):
         if getattr(flags, name) < least:
             raise ValueError(f"--{name} {getattr(flags, name)}: give {least} or more")
+    if flags.jobs > 1 and torch.cuda.is_available():
+        raise ValueError(f"--jobs {flags.jobs}: on a GPU one run at once, which takes its memory")
+    if len({path_of(model) for model in flags.model}) < len(flags.model):
+        raise ValueError(f"--model {' '.join(flags.model)}: two have the same last name, by which "
+                         "records are kept: rename a folder")
     unfit = [model for model in flags.model if not is_cloze_encoder(model)]
     if "merge" in flags.groups and unfit:
         raise ValueError(f"merge: runs on nano's encoders, not on {', '.join(unfit)}: merge runs "
                          "of your own with python experiments/merge.py")
+    if "merge" in flags.groups and set(flags.domain) != set(data.DOMAINS):
+        raise ValueError("merge: is about all domains: leave out --domain")
     if not flags.groups:
         flags.groups = [name for name in names if has_runs(name, flags)]
     return flags
+
+
+def is_decoder(model: str) -> bool:
+    """Whether a short name is that of a decoder, which looks back only."""
+    return "causal" in model or "decoder" in model
 
 
 def has_runs(name: str, flags: argparse.Namespace) -> bool:
@@ -941,12 +964,29 @@ def has_runs(name: str, flags: argparse.Namespace) -> bool:
     if name == "rates":
         return True
     if name == "merge":
-        return all(is_cloze_encoder(model) for model in flags.model)
+        return (set(flags.domain) == set(data.DOMAINS)
+                and all(is_cloze_encoder(model) for model in flags.model))
+    if name == "sight" and any(is_decoder(model) for model in flags.model):
+        return False
     try:
         comparisons(name, flags.model, flags.domain, flags.pairs)
     except ValueError:
         return False
     return True
+
+
+def check_domains(files: tuple[str, ...], domains: list[str]) -> None:
+    """ValueError if files give several domains the same pairs: their rows name no domain."""
+    if not files:
+        return
+    tests = {}  # the texts of the test pairs -> the domain that has them
+    for domain in domains:
+        test = fit.sets_of(domain, files).test
+        texts = tuple((pair.prompt, pair.chosen, pair.rejected) for pair in test)
+        if texts in tests:
+            raise ValueError(f"--data {' '.join(files)}: {tests[texts]} and {domain} have the same "
+                             "pairs, since their rows name no domain: give --domain ONE")
+        tests[texts] = domain
 
 
 def methods_of(families: dict[str, list[Comparison]], merged: list[str]) -> dict[str, str]:
@@ -986,12 +1026,17 @@ def decide_family(family: list[Comparison], domains: list[str], files: tuple[str
     return decide(family, every_record, every_rate | rates)
 
 
-def with_encoders(compared: list[Comparison], named: list[str]) -> list[Comparison]:
+def with_encoders(compared: list[Comparison], named: list[str],
+                  only_look: bool = False) -> list[Comparison]:
     """The comparisons that can run here. An encoder that the command does not name and that has not
     been made leaves its contrasts out, and a line says how to make it. ValueError for one that is
-    named, and for a cell that is asked to hide what it cannot."""
+    named, and for a cell that is asked to hide what it cannot. Only to look, none is fetched from
+    the Hub."""
     folders, missing = {}, {}
     for model in methods_of({"": compared}, []).values():
+        if only_look and not is_nano(model):
+            folders[model] = None
+            continue
         try:
             folders[model] = folder_of(model)
         except ValueError as error:
@@ -1004,7 +1049,8 @@ def with_encoders(compared: list[Comparison], named: list[str]) -> list[Comparis
         cells = [*comparison.a.cells.values(), *comparison.b.cells.values()]
         if all(cell.model in folders for cell in cells):
             for cell in cells:
-                fit.architecture_of(folders[cell.model], cell)
+                if folders[cell.model] is not None:
+                    fit.architecture_of(folders[cell.model], cell)
             kept.append(comparison)
     if missing:
         print(f"{len(compared) - len(kept)} contrasts are left out:", file=sys.stderr)
@@ -1017,6 +1063,10 @@ def main(argv: list[str] | None = None) -> None:
     flags = parse(argv)
     only_look = flags.print or flags.dry_run
     files = tuple(flags.data)
+    if not only_look:  # what cannot be read is said before the first run
+        for name in flags.benchmarks:
+            load_eval_set(name)
+    check_domains(files, flags.domain)
 
     # what is compared, and the rates that it needs
     families, to_run = {}, {}
@@ -1024,9 +1074,10 @@ def main(argv: list[str] | None = None) -> None:
         if group in GROUPS:
             families[group] = comparisons(group, flags.model, flags.domain, flags.pairs)
             to_run[group] = families[group]
-            if not only_look:  # what is missing is said now, not after hours
-                to_run[group] = with_encoders(families[group], flags.model)
-    if families and not any(to_run.values()):
+            if not flags.print:  # what is missing is said now, not after hours
+                to_run[group] = with_encoders(families[group], flags.model, only_look)
+    asked_for_more = "rates" in flags.groups or "merge" in flags.groups
+    if families and not any(to_run.values()) and not asked_for_more:
         raise ValueError(f"{', '.join(families)}: nothing can run: make an encoder, as said above")
     merged = []
     if "merge" in flags.groups:
@@ -1054,10 +1105,12 @@ def main(argv: list[str] | None = None) -> None:
     further = jobs_beyond(models, flags.domain, rates)
     if flags.dry_run:
         show_plan("rates", trials, records)
-        if further:
+        if further and "rates" in flags.groups:
             show_plan("rates one step further", further, records)
-    if "rates" in flags.groups:
-        left -= make_missing(further, records, files, flags.jobs, left)
+    unrated = [method for method in methods
+               if method not in rates and not method.endswith(fit.RECIPE)]
+    if unrated and left > 0:
+        raise ValueError(f"{', '.join(unrated)}: no rate was chosen: add the method to METHODS")
     for group, compared in families.items():
         jobs = []
         if to_run[group]:
@@ -1073,8 +1126,6 @@ def main(argv: list[str] | None = None) -> None:
             show_elsewhere(flags.model, flags.domain, max(BUDGETS), records, rates)
         if group == "paper":
             show_elsewhere(flags.model, flags.domain, ALL_PAIRS, records, rates)
-    if not flags.dry_run:
-        show_rates(rates, trials, further, records)
     for model in merged:
         for adapter in MERGED:
             jobs, others = merge_jobs(model, adapter, rates)
@@ -1087,6 +1138,10 @@ def main(argv: list[str] | None = None) -> None:
             for wanted in (jobs[:flags.seeds], others[:flags.seeds]):
                 left -= make_missing(wanted, records, files, flags.jobs, left)
             show_merges(jobs, others, records)
+    if not flags.dry_run:
+        if "rates" in flags.groups:  # last: nothing waits for them
+            make_missing(further, records, files, flags.jobs, left)
+        show_rates(rates, trials, further, records)
 
 
 if __name__ == "__main__":

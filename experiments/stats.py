@@ -4,8 +4,8 @@ there are.
 A claim is a difference of two methods. Each seed gives one difference, of two runs with the same
 pairs in the same order; over the seeds Student's t gives its interval and p, the probability of a
 mean at least this far from 0 if the methods did not differ. Many differences are looked at
-together, so one of them is called a finding only after Holm's correction (1979): the chance that a
-single one of all findings is false stays below 5 %.
+together, so one of them is called a finding only after Holm's correction (1979): the chance that
+even one of a family's findings is false is at most 5 %.
 """
 
 import math

@@ -208,6 +208,26 @@ def test_a_run_is_kept_and_made_once(context, tmp_path, monkeypatch, capsys):
     assert len((tmp_path / "best-of-n.jsonl").read_text().splitlines()) == 1
     other = best_of_n.read_records(best_of_n.RECORDS, {context: 2e-3})
     assert not other  # another rate was chosen since
+    assert "1 records are of another setup or rate" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_is_one_line(monkeypatch):
+    def diverge(*args):
+        raise best_of_n.train.NotFinite("the loss is nan: lower --lr")
+
+    monkeypatch.setattr(best_of_n.fit, "fit", diverge)
+    with pytest.raises(ValueError, match="pair, 30 pairs, seed 2: diverged at the rate 0.01"):
+        best_of_n.make(best_of_n.Run("pair", 30, 2), 1e-2, [])
+
+
+def test_tables_are_of_the_contexts_and_seeds_that_are_asked_for(monkeypatch, capsys):
+    shown = []
+    runs = [best_of_n.Run(context, 30, seed) for context in ("pair", "single") for seed in (1, 2)]
+    monkeypatch.setattr(best_of_n, "read_records", lambda *args: dict.fromkeys(runs, {}))
+    for name in ("show", "show_worth"):
+        monkeypatch.setattr(best_of_n, name, lambda records, *args: shown.append(set(records)))
+    best_of_n.main(["--print", "--context", "single", "--seeds", "1"])
+    assert shown == [{best_of_n.Run("single", 30, 1)}] * 2
 
 
 def test_the_records_are_of_the_checkout():

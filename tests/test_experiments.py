@@ -197,7 +197,12 @@ def test_a_record_has_its_budget(small):
 
 def test_a_run_is_judged_on_the_part_that_is_asked_for(small, monkeypatch):
     judged = []
-    monkeypatch.setattr(fit, "accuracy", lambda model, form, pairs: judged.extend(pairs) or 0.5)
+
+    def judge(model, form, pairs):
+        judged.extend(pairs)
+        return train.JudgingResult(0.7, 0.5, len(pairs))
+
+    monkeypatch.setattr(fit, "judged", judge)
     record_of(Cell("nano", "safety", 4), 1, part="choose")
     assert judged == fit.sets_of("safety", ("nano",)).choose
 
@@ -347,7 +352,12 @@ def test_a_cell_says_what_is_seen_in_training_and_in_judging(small, sight, judge
 def test_a_cell_says_what_is_asked_in_judging(small, monkeypatch):
     """Training has the template and the question of the domain; the test has others."""
     judged_by = []
-    monkeypatch.setattr(fit, "accuracy", lambda model, form, pairs: judged_by.append(form) or 0.5)
+
+    def judge(model, form, pairs):
+        judged_by.append(form)
+        return train.JudgingResult(0.7, 0.5, len(pairs))
+
+    monkeypatch.setattr(fit, "judged", judge)
     cell = Cell("nano", "chat", 4, judged_question="Which is six?", judged_template="choice")
     settings = fit.settings_of(cell, 1, 5e-3)
     trained_by = fit.fit(cell, settings, fit.training_pairs(cell, 1, settings.data)).prompt_format
@@ -483,7 +493,7 @@ def test_other_pairs_are_held_out_for_choosing_and_for_the_test(many_pairs):
 def all_comparisons() -> list[run.Comparison]:
     found = []
     for group in run.GROUPS:
-        found.extend(run.comparisons(group, run.ON_NANO, list(DOMAINS)))
+        found.extend(run.comparisons(group, [*run.ON_NANO, "large"], list(DOMAINS)))
     return found
 
 
@@ -510,7 +520,7 @@ def test_all_contrasts_grow_alike():
 def test_the_seeds_that_were_promised():
     promised = {group: {contrast.seeds for contrast in run.GROUPS[group]} for group in run.GROUPS}
     assert promised.pop("claims") == {12}
-    assert promised.keys() == {"freeze", "sight", "prompt", "causal", "controls"}
+    assert promised.keys() == {"freeze", "sight", "prompt", "causal", "controls", "paper"}
     assert all(seeds == {8} for seeds in promised.values())
 
 
@@ -770,7 +780,7 @@ def test_runs_that_end_after_an_interrupt_are_kept_too(bench, monkeypatch):
 
 
 def test_one_budget_alone(bench):
-    with pytest.raises(ValueError, match="nano: it is for any model, with 30 pairs"):
+    with pytest.raises(ValueError, match="with --pairs 100: it is for any model, with --pairs 30"):
         run.main([*ONE, "--pairs", "100"])
     assert len(run.comparisons("one", ["nano"], ["safety"], [30, 100])) == 1
 
@@ -997,7 +1007,7 @@ def test_specialists_are_shown_on_the_other_domains(capsys):
     for seed, elsewhere in ((1, 0.4), (2, 0.6)):
         accuracies = {"reasoning": elsewhere, "safety": 0.5, "chat": 1.0}
         records[run.Job(cell, seed, 5e-3, "test").key] = {"accuracy": accuracies}
-    run.show_elsewhere(["nano"], list(DOMAINS), records, {run.method_of(cell): 5e-3})
+    run.show_elsewhere(["nano"], list(DOMAINS), 1000, records, {run.method_of(cell): 5e-3})
     rows = [line for line in capsys.readouterr().out.splitlines() if "| nano |" in line]
     # 0.4 and 0.6: s = 0.1414, t = 12.706: 12.706 * 0.1414 / sqrt(2) = 1.271
     assert rows == ["| nano | chat | 2 | 0.500 ± 1.271 | 0.500 ± 0.000 | 1.000 ± 0.000 |"]
@@ -1008,11 +1018,20 @@ def test_specialists_are_shown_on_the_other_domains(capsys):
 
 @pytest.mark.parametrize("words, message", [
     (["wishes"], "no group wishes: give rates, claims, freeze, sight, "
-                 "prompt, causal, controls, merge"),
+                 "prompt, causal, controls, paper, merge"),
     (["--jobs", "0"], "--jobs 0: give 1 or more"),
     (["--seeds", "0"], "--seeds 0: give 1 or more"),
     (["--most", "-1"], "--most -1: give 0 or more"),
-    (["causal", "--model", "nano"], "causal: nothing to run for nano: it is for ettin-150m, "),
+    (["causal", "--model", "nano"], "causal: nothing to run for nano in reasoning, safety, chat "),
+    (["paper", "--model", "large", "--pairs", "100"],
+     "paper: nothing to run for large in reasoning, safety, chat with --pairs 100: it is for base, "
+     "large, large-instruct, with --pairs 0"),
+    (["merge", "--domain", "chat"], "merge: is about all domains: leave out --domain"),
+    (["claims", "--benchmarks", "rewardbnech"], "rewardbnech"),
+    (["claims", "--model", "runs/a/model", "runs/b/model"],
+     "--model runs/a/model runs/b/model: two have the same last name"),
+    (["rates", "--model", "nano-instrct"], "no model nano-instrct: nano's are nano, "),
+    (["sight", "--model", "nano-causal"], "../nano/causal: a decoder"),
     (["merge", "--model", "large"], "merge: runs on nano's encoders, not on large"),
     (["merge", "--model", "nano-causal"], "merge: runs on nano's encoders, not on nano-causal"),
     (["merge", "--model", "nano-causal-64"], "merge: runs on nano's encoders, not on nano-causal-"),
@@ -1023,10 +1042,12 @@ def test_wrong_flags_are_one_line(words, message, monkeypatch, capsys):
         runpy.run_path(str(ROOT / "experiments/run.py"), run_name="__main__")
     printed = capsys.readouterr()
     assert end.value.code == 2
-    assert printed.err.startswith(f"error: {message}") and printed.err.count("\n") == 1
+    assert printed.err.replace(str(ROOT), "..").startswith(f"error: {message}")
+    assert printed.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("model, groups", [
+    ("nano-causal", ["rates", "claims", "freeze", "prompt", "controls"]),
     ("nano", ["rates", "claims", "freeze", "sight", "prompt", "controls", "merge"]),
     ("large", ["rates", "claims", "freeze", "sight", "prompt", "controls", "paper"]),
     ("ettin-17m", ["rates", "claims", "freeze", "sight", "prompt", "causal", "controls"])])
@@ -1062,8 +1083,8 @@ def test_the_papers_own_scale_has_hours(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "RECORDS", tmp_path)
     run.main(["paper", "--model", "large", "--domain", "reasoning", "--dry-run"])
     printed = capsys.readouterr().out
-    # the recipe, its [CLS], one response a context, all at once; random weights: eight seeds each
-    assert "large: 32 runs" in printed and "random-large: 8 runs" in printed
+    # the recipe, its [CLS], one response a context, all at once, in full: eight seeds each
+    assert "  large: 40 runs, 40 to make" in printed and "random-large: 8 runs" in printed
     (first, *_) = run.comparisons("paper", ["large"], ["reasoning"])
     cell = first.a.cells["reasoning"]
     layers, width, inner = run.SHAPES["large"]
@@ -1077,7 +1098,10 @@ def test_the_papers_own_scale_has_hours(tmp_path, monkeypatch, capsys):
 def test_the_papers_own_scale_is_its_own_recipe(model, monkeypatch, tmp_path):
     write_config(tmp_path, model)
     monkeypatch.setattr(fit, "folder_of", lambda model: tmp_path)
-    for comparison in run.comparisons("paper", [model], list(DOMAINS)):
+    own = [comparison for comparison in run.comparisons("paper", [model], list(DOMAINS))
+           if "random weights" not in comparison.name]
+    assert len(own) == 3
+    for comparison in own:
         for one_side in (comparison.a, comparison.b):
             for cell in one_side.cells.values():
                 settings = fit.settings_of(cell, 1, 0.0)
@@ -1103,6 +1127,60 @@ def test_all_pairs_are_a_budget(bench, capsys, monkeypatch):
     assert "| one | nano | all | 0.8" in printed
     assert "trained on all pairs of the domain on the left" in printed
     assert "| nano | chat | 2 | 0.8" in printed
+
+
+def test_a_plan_counts_what_is_left(bench, monkeypatch, capsys):
+    monkeypatch.setitem(run.SHAPES, "nano", run.SHAPES["ettin-17m"])
+    run.main([*ONE, "--most", "6"])
+    capsys.readouterr()
+    run.main([*ONE, "--dry-run"])
+    before, after = ((36, 30), (12, 12))  # the rates, of which six are there; the runs
+    printed = capsys.readouterr().out
+    for there, missing in (before, after):
+        assert f"  nano: {there} runs, {missing} to make, " in printed
+
+
+def test_a_plan_leaves_out_what_cannot_run_here(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(run, "RECORDS", tmp_path)
+    monkeypatch.setattr(fit, "ROOT", tmp_path)
+    run.main(["controls", "--model", "nano-instruct", "--dry-run"])
+    printed = capsys.readouterr()
+    assert "nano-text" not in printed.out and "nano-text" in printed.err
+    assert "nano-instruct: 96 runs" in printed.out  # the other template, two heads, 100 and 1,000
+
+
+def test_a_method_without_a_rate_is_no_run(bench, monkeypatch):
+    contrast = run.Contrast("one", {}, {"head": "cls", "context": "single"}, seeds=2, budgets=(30,))
+    monkeypatch.setattr(run, "GROUPS", {"one": [contrast]})
+    with pytest.raises(ValueError, match="nano cls single dora: no rate was chosen: add"):
+        run.main(ONE)
+    assert all("choose" in key for key in bench.made)
+
+
+def test_files_whose_rows_name_no_domain_are_for_one(many_pairs, tmp_path, bench):
+    nameless = tmp_path / "nameless.jsonl"
+    rows = [json.loads(line) for line in Path(many_pairs).read_text().splitlines()]
+    nameless.write_text("".join(
+        json.dumps({name: row[name] for name in ("prompt", "chosen", "rejected")}) + "\n"
+        for row in rows))
+    with pytest.raises(ValueError, match="reasoning and safety have the same pairs"):
+        run.main([*ONE, "--data", str(nameless)])
+    run.check_domains((str(nameless),), ["chat"])
+    assert not bench.made
+
+
+def test_a_folder_with_few_words_is_a_nano():
+    assert fit.is_nano(str(NANO)) and not fit.is_nano("large") and not fit.is_nano("no/folder")
+
+
+def test_a_record_counts_the_pairs_that_were_judged(small, monkeypatch):
+    sets = fit.sets_of("chat", ("nano",))
+    same = data.Pair("", "one", "one")
+    monkeypatch.setattr(fit, "sets_of", lambda *args: sets._replace(test=[*sets.test[:3], same]))
+    assert record_of(Cell("nano", "chat", 4), 1)["n"] == {"chat": 3}
+    monkeypatch.setattr(fit, "sets_of", lambda *args: sets._replace(test=[same]))
+    with pytest.raises(ValueError, match="1 pairs, in each of which both responses are the same"):
+        record_of(Cell("nano", "chat", 4), 1)
 
 
 def test_a_missing_encoder_is_said_before_the_first_run(bench, monkeypatch, capsys):
