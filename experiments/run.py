@@ -363,14 +363,22 @@ def key_of(record: dict) -> str:
     return Job(cell, record["seed"], rate, record["part"]).key
 
 
-def rate_jobs(models: Iterable[str], domains: Iterable[str], methods: set[str]) -> list[Job]:
-    """For each of these methods its rates, on each domain, judged on the choosing words."""
-    jobs = []
+def cells_of_methods(models: Iterable[str], domains: Iterable[str]) -> dict[str, list[Cell]]:
+    """{method: its cell of each domain}, with as many pairs as rates are chosen by."""
+    found = {}
     for model in models:
         for changes in METHODS:
             cells = [Cell(model, domain, RATE_PAIRS)._replace(**changes) for domain in domains]
-            if method_of(cells[0]) in methods:
-                jobs += trials_of(cells, rates_of(cells[0]))
+            found[method_of(cells[0])] = cells
+    return found
+
+
+def rate_jobs(models: Iterable[str], domains: Iterable[str], methods: set[str]) -> list[Job]:
+    """For each of these methods its rates, on each domain, judged on the choosing words."""
+    jobs = []
+    for method, cells in cells_of_methods(models, domains).items():
+        if method in methods:
+            jobs += trials_of(cells, rates_of(cells[0]))
     return jobs
 
 
@@ -398,12 +406,9 @@ def jobs_beyond(models: Iterable[str], domains: Iterable[str],
     """Trials one step past the end, for each method whose rate stands at one: they say whether the
     end matters. Their rates are never chosen: what is chosen from is fixed beforehand."""
     jobs = []
-    for model in models:
-        for changes in METHODS:
-            cells = [Cell(model, domain, RATE_PAIRS)._replace(**changes) for domain in domains]
-            method = method_of(cells[0])
-            if method in rates:
-                jobs += trials_of(cells, beyond(rates_of(cells[0]), rates[method]))
+    for method, cells in cells_of_methods(models, domains).items():
+        if method in rates:
+            jobs += trials_of(cells, beyond(rates_of(cells[0]), rates[method]))
     return jobs
 
 
@@ -696,6 +701,7 @@ def show(lines: list[Line], title: str, family: int) -> None:
     print(f"\n**{title}**: {len(there)} of {len(lines)} contrasts have runs. A - B is the mean "
           "over domains and seeds, with its 95 % interval (not corrected for the other contrasts); "
           f"p is Student's; the verdict is corrected for all {family} contrasts of the group (Holm)"
+          "\n\nby domain: A - B in each, and in brackets A and B"
           f"\n\nat chance: runs of A and of B with an accuracy below {AT_CHANCE}, of so many each. "
           "Where there are some, A - B is a mixture: read the counts\n")
     if not there:
@@ -712,9 +718,14 @@ def cells_of(line: Line) -> list[str]:
     a, b = line.a.means(), line.b.means()
     shared = sorted(a.keys() & b.keys())  # the seeds of A - B
     by_domain = []
-    for domain in line.a.by_domain:
-        difference = stats.effect(line.a.by_domain[domain], line.b.by_domain[domain])
-        by_domain.append(f"{domain} {difference.mean:+.3f} ± {difference.half:.3f}")
+    for domain, of_a in line.a.by_domain.items():
+        of_b = line.b.by_domain[domain]
+        difference = stats.effect(of_a, of_b)
+        own = of_a.keys() & of_b.keys()  # a domain may be ahead of the others by some seeds
+        mean_a = mean_of(of_a[seed] for seed in own)
+        mean_b = mean_of(of_b[seed] for seed in own)
+        by_domain.append(f"{domain} {difference.mean:+.3f} ± {difference.half:.3f} "
+                         f"({mean_a}, {mean_b})")
     runs = len(shared) * len(line.a.by_domain)
     at_chance = f"{runs_at_chance(line.a, shared)}, {runs_at_chance(line.b, shared)} of {runs}"
     return [
@@ -839,13 +850,15 @@ def show_rates(rates: dict[str, float], trials: list[Job], further: list[Job],
     print("| model, head, context, adapter | rate | accuracy | one step further | accuracy |")
     print("|---" * 5 + "|")
     for method, rate in sorted(rates.items()):
-        words = [method, f"{rate:g}", mean_of(trial_accuracies(method, rate, trials, records)),
-                 "", ""]
-        next_rates = {job.rate for job in further if method_of(job.cell) == method}
-        for one in next_rates:  # one or none
-            accuracies = trial_accuracies(method, one, further, records)
-            words[3:] = [f"{one:g}", mean_of(accuracies) if accuracies else "not run"]
-        print("| " + " | ".join(words) + " |")
+        accuracy = mean_of(trial_accuracies(method, rate, trials, records))
+        next_rate, next_accuracy = "", ""
+        for job in further:
+            if method_of(job.cell) == method:  # all of its trials have one rate
+                next_rate = f"{job.rate:g}"
+                accuracies = trial_accuracies(method, job.rate, further, records)
+                next_accuracy = mean_of(accuracies) if accuracies else "not run"
+                break
+        print(f"| {method} | {rate:g} | {accuracy} | {next_rate} | {next_accuracy} |")
 
 
 def trial_accuracies(method: str, rate: float, jobs: list[Job],

@@ -769,7 +769,7 @@ class Interrupted(ThisProcess):
             future.cancel()
 
 
-def test_runs_that_end_after_an_interrupt_are_kept_too(bench, monkeypatch):
+def test_runs_that_end_after_an_interrupt_are_kept_too(bench, monkeypatch, capsys):
     pools = []
     monkeypatch.setattr(run, "ProcessPoolExecutor",
                         lambda *args: pools.append(Interrupted(*args)) or pools[-1])
@@ -777,6 +777,14 @@ def test_runs_that_end_after_an_interrupt_are_kept_too(bench, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run.main(ONE)
     assert len(bench.made) == len(bench.records()) == 2
+    assert "waiting for the runs at hand, to keep them" in capsys.readouterr().err
+
+
+def test_two_runs_at_once_are_refused_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="--jobs 2: on a GPU one run at once"):
+        run.parse(["--jobs", "2"])
+    assert run.parse(["--jobs", "1"]).jobs == 1
 
 
 def test_one_budget_alone(bench):
@@ -991,6 +999,7 @@ def test_the_means_of_a_line_are_of_the_seeds_of_its_effect(made):
             del made.records[run.key_of(record)]
     (line,) = run.decide(*made)
     assert run.cells_of(line)[3:6] == ["0.901", "0.801", "+0.100 ± nan"]
+    assert run.cells_of(line)[9].startswith("reasoning +0.100 ± nan (0.901, 0.801), safety ")
 
 
 def test_a_table_of_nothing_says_that_nothing_has_run(bench, capsys):
