@@ -780,6 +780,12 @@ def test_runs_that_end_after_an_interrupt_are_kept_too(bench, monkeypatch, capsy
     assert "waiting for the runs at hand, to keep them" in capsys.readouterr().err
 
 
+def test_a_benchmark_that_is_none_is_said_before_the_first_run(bench):
+    with pytest.raises(ValueError, match="rewardbnech"):
+        run.main([*ONE, "--benchmarks", "rewardbnech"])
+    assert bench.made == []
+
+
 def test_two_runs_at_once_are_refused_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match="--jobs 2: on a GPU one run at once"):
@@ -1036,7 +1042,6 @@ def test_specialists_are_shown_on_the_other_domains(capsys):
      "paper: nothing to run for large in reasoning, safety, chat with --pairs 100: it is for base, "
      "large, large-instruct, with --pairs 0"),
     (["merge", "--domain", "chat"], "merge: is about all domains: leave out --domain"),
-    (["claims", "--benchmarks", "rewardbnech"], "rewardbnech"),
     (["claims", "--model", "runs/a/model", "runs/b/model"],
      "--model runs/a/model runs/b/model: two have the same last name"),
     (["rates", "--model", "nano-instrct"], "no model nano-instrct: nano's are nano, "),
